@@ -1,0 +1,141 @@
+//! W3C trace context on gRPC metadata and in stored records.
+
+use std::task::{Context, Poll};
+
+use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::trace::TraceContextExt;
+use tracing::Instrument;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+struct Headers<'a>(&'a http::HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|v| v.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+struct HeadersMut<'a>(&'a mut http::HeaderMap);
+
+impl Injector for HeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        let name = http::HeaderName::from_bytes(key.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, http::HeaderValue::from_str(&value)) {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+struct Text<'a>(&'a str);
+
+impl Extractor for Text<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        (key == "traceparent").then_some(self.0)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec!["traceparent"]
+    }
+}
+
+struct TextMut(Option<String>);
+
+impl Injector for TextMut {
+    fn set(&mut self, key: &str, value: String) {
+        if key == "traceparent" {
+            self.0 = Some(value);
+        }
+    }
+}
+
+/// Makes `span` a child of the context that the request's headers carry.
+pub fn continue_from_headers(span: &tracing::Span, headers: &http::HeaderMap) {
+    let parent = opentelemetry::global::get_text_map_propagator(|p| p.extract(&Headers(headers)));
+    if parent.span().span_context().is_valid() {
+        // Fails only where no OpenTelemetry layer is installed, and then there is nothing to link.
+        let _ = span.set_parent(parent);
+    }
+}
+
+/// Makes `span` a child of a stored `traceparent`.
+pub fn continue_from_text(span: &tracing::Span, traceparent: &str) {
+    let parent = opentelemetry::global::get_text_map_propagator(|p| p.extract(&Text(traceparent)));
+    if parent.span().span_context().is_valid() {
+        let _ = span.set_parent(parent);
+    }
+}
+
+/// Writes the current span's context into outgoing headers.
+pub fn inject(headers: &mut http::HeaderMap) {
+    let context = tracing::Span::current().context();
+    opentelemetry::global::get_text_map_propagator(|p| {
+        p.inject_context(&context, &mut HeadersMut(headers));
+    });
+}
+
+/// The current span's `traceparent`, to be stored with work that outlives the request.
+pub fn current_traceparent() -> Option<String> {
+    let context = tracing::Span::current().context();
+    let mut text = TextMut(None);
+    opentelemetry::global::get_text_map_propagator(|p| p.inject_context(&context, &mut text));
+    text.0
+}
+
+/// The current trace's id, 32 hex digits, for log lines.
+pub fn current_trace_id() -> Option<String> {
+    let context = tracing::Span::current().context();
+    let id = context.span().span_context().trace_id();
+    (id != opentelemetry::TraceId::INVALID).then(|| id.to_string())
+}
+
+/// Server layer: a span per call, named by method, continuing the caller's trace.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TraceLayer;
+
+impl<S> tower::Layer<S> for TraceLayer {
+    type Service = Traced<S>;
+
+    fn layer(&self, inner: S) -> Traced<S> {
+        Traced { inner }
+    }
+}
+
+/// See [`TraceLayer`].
+#[derive(Debug, Clone)]
+pub struct Traced<S> {
+    inner: S,
+}
+
+impl<S, B> tower::Service<http::Request<B>> for Traced<S>
+where
+    S: tower::Service<http::Request<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = tracing::instrument::Instrumented<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let method = request.uri().path().trim_start_matches('/');
+        let span = tracing::info_span!(
+            "grpc",
+            otel.name = method,
+            otel.kind = "server",
+            rpc.system = "grpc",
+            trace_id = tracing::field::Empty,
+        );
+        continue_from_headers(&span, request.headers());
+        if let Some(id) = span.in_scope(current_trace_id) {
+            span.record("trace_id", id);
+        }
+        self.inner.call(request).instrument(span)
+    }
+}
