@@ -1,0 +1,11 @@
+//! The workspace's own tool, and what its tests share with it: images, sandboxes, a REST client,
+//! the benchmark.
+
+pub mod bench;
+pub mod image;
+pub mod packages;
+pub mod quickstart;
+pub mod rest;
+pub mod sandbox;
+pub mod setup;
+pub mod test;

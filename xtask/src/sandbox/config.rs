@@ -1,0 +1,118 @@
+//! The configuration each service gets.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use toml::{Table, Value};
+
+use super::process::Account;
+use super::{SERVICES, Sandbox};
+
+pub(super) const LXCFS: &str = "/usr/bin/lxcfs";
+
+/// The TOML text for one service.
+pub(super) fn text(
+    sandbox: &Sandbox,
+    service: &str,
+    lxcfs: bool,
+    extra: &[(String, String)],
+    accounts: &BTreeMap<String, Account>,
+) -> Result<String> {
+    let state = sandbox.state();
+    let mut table = Table::new();
+    let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
+    set("listen", unix(&sandbox.grpc_socket(service)));
+    set("state_dir", path(&state.join(service)));
+    match service {
+        "gateway" => {
+            set("rest_socket", path(&sandbox.socket()));
+            let owners = SERVICES.iter().filter(|&&owner| owner != "gateway");
+            let owners = owners.map(|&owner| (owner.to_owned(), unix(&sandbox.grpc_socket(owner))));
+            set("services", Value::Table(owners.collect()));
+        }
+        "instance" => {
+            set("monitor", path(&sandbox.binary("berth-monitor")));
+            set("cgroup_parent", Value::String(sandbox.cgroup_parent()));
+            if lxcfs {
+                set("lxcfs_dir", path(&state.join("lxcfs")));
+            }
+        }
+        "storage" => {
+            set(
+                "blob_roots",
+                Value::Array(vec![path(&state.join("image/blobs"))]),
+            );
+        }
+        "network" => {
+            set("dnsmasq", path(&dnsmasq()?));
+        }
+        _ => {}
+    }
+    // Only the gateway may say on whose behalf it calls.
+    if let (true, Some(gateway)) = (service != "gateway", accounts.get("gateway")) {
+        set(
+            "gateway_uids",
+            Value::Array(vec![0.into(), i64::from(gateway.uid).into()]),
+        );
+    }
+    for (_, addition) in extra.iter().filter(|(name, _)| name == service) {
+        let addition: Table = addition
+            .parse()
+            .with_context(|| format!("addition to {service}: {addition:?}"))?;
+        merge(&mut table, addition);
+    }
+    Ok(toml::to_string(&table)?)
+}
+
+fn merge(into: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(into)), Value::Table(from)) => merge(into, from),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+fn path(path: &Path) -> Value {
+    Value::String(path.display().to_string())
+}
+
+fn unix(socket: &Path) -> Value {
+    Value::String(format!("unix:{}", socket.display()))
+}
+
+fn dnsmasq() -> Result<PathBuf> {
+    for candidate in [
+        "/usr/sbin/dnsmasq",
+        "/usr/bin/dnsmasq",
+        "/usr/local/sbin/dnsmasq",
+    ] {
+        if Path::new(candidate).exists() {
+            return Ok(PathBuf::from(candidate));
+        }
+    }
+    bail!("no dnsmasq (package dnsmasq-base)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn additions_reach_into_tables_and_replace_values() {
+        let mut table: Table = "a = 1\n[log]\nlevel = \"info\"\njson = true"
+            .parse()
+            .unwrap();
+        merge(
+            &mut table,
+            "a = 2\nb = 3\nlog.level = \"debug\"".parse().unwrap(),
+        );
+        let wanted: Table = "a = 2\nb = 3\n[log]\nlevel = \"debug\"\njson = true"
+            .parse()
+            .unwrap();
+        assert_eq!(table, wanted);
+    }
+}

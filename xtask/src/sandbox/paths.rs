@@ -1,0 +1,57 @@
+//! Where builds, caches and binaries are.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+/// The workspace this tool was built from.
+pub fn workspace() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .components()
+        .collect()
+}
+
+/// Cargo's target directory, as Cargo itself would choose it.
+pub fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(directory) => workspace().join(directory),
+        None => workspace().join("target"),
+    }
+}
+
+/// Images and downloads that outlive a run: `$BERTH_CACHE`, else beside the build.
+pub fn cache() -> PathBuf {
+    match std::env::var_os("BERTH_CACHE") {
+        Some(directory) => PathBuf::from(directory),
+        None => target().join("berth-cache"),
+    }
+}
+
+/// Packages whose binaries make up Berth, and the binaries' names.
+pub const BINARIES: [(&str, &str); 7] = [
+    ("berth-image", "berth-image"),
+    ("berth-storage", "berth-storage"),
+    ("berth-network", "berth-network"),
+    ("berth-instance", "berth-instance"),
+    ("berth-gateway", "berth-gateway"),
+    ("berth-monitor", "berth-monitor"),
+    ("berth-cli", "berth"),
+];
+
+/// Builds the binaries and returns the directory they are in.
+pub fn build(release: bool) -> Result<PathBuf> {
+    let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.current_dir(workspace()).arg("build").arg("--quiet");
+    for (package, _) in BINARIES {
+        cargo.args(["--package", package]);
+    }
+    if release {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().context("cargo")?;
+    if !status.success() {
+        bail!("cargo build: {status}");
+    }
+    Ok(target().join(if release { "release" } else { "debug" }))
+}
