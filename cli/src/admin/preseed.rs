@@ -45,7 +45,7 @@ pub(crate) struct Network {
     #[serde(default, rename = "type")]
     pub kind: String,
     /// Empty = default.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub project: String,
 }
 
