@@ -1,1 +1,61 @@
-//! 
+//! The gateway: LXD's REST API and `berth.gateway.v1` over the four owners.
+//!
+//! ```text
+//!  lxc · pylxd · UI          gRPC clients
+//!        │ rest/                   │ grpc/
+//!        ▼                         ▼
+//!  ┌───────────────── app/ ─────────────────┐     store: operations, their steps,
+//!  │ reads: one call per owner              │ ──▶ the event cursors (SQLite or
+//!  │ changes: sagas/, run by `Operations`   │     PostgreSQL, durability Normal)
+//!  └──┬─────────┬──────────┬──────────┬─────┘
+//!     ▼         ▼          ▼          ▼  clients/
+//!   image    storage    network   instance
+//! ```
+//!
+//! **Owns**: operations (durable ones are sagas, live ones are websockets that die with it), the
+//! clients' event stream, and the translation of every value and error between the owners' words
+//! and LXD's. It owns no instance, image, volume or network and keeps no copy of one: every read
+//! asks the owners, in parallel, once each.
+//!
+//! **Life of a change**
+//!
+//! ```text
+//!   request ─▶ validate ─▶ operation (written) ─▶ step 1 ─▶ … ─▶ step n ─▶ Success
+//!                                                   │ fails
+//!                                                   └─▶ undo k … undo 1 ─▶ Failure
+//! ```
+//!
+//! **Invariants**
+//! - A step's `request_id` is made from the operation and the step; running it twice is running it once.
+//! - The final event of an operation follows its last metadata update; a finished operation stays
+//!   readable for [`app::operations::KEEP_FINISHED`].
+//! - No root, no host effects: nothing here opens a file outside the state directory, and host facts
+//!   come from the owners.
+//!
+//! **What a crash leaves behind**: rows of unfinished operations, which the next start resumes or
+//! unwinds; websockets are gone, and what they drove (an exec) ends by its owner's linger time.
+
+pub mod app;
+pub mod clients;
+pub mod config;
+pub mod error;
+pub mod grpc;
+pub mod rest;
+
+use std::sync::Arc;
+
+/// What every handler has.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The four owners.
+    pub owners: clients::Owners,
+    /// Operations, durable and live.
+    pub operations: app::operations::Operations,
+    /// The clients' event stream.
+    pub events: app::events::Events,
+    /// How the server presents itself.
+    pub identity: config::Identity,
+}
+
+/// Shared by all handlers.
+pub type App = Arc<Gateway>;

@@ -1,0 +1,1 @@
+//! Instances: what REST and gRPC do with them.

@@ -1,0 +1,1 @@
+//! Every durable change, as a list of named steps.

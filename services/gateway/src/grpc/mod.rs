@@ -1,0 +1,1 @@
+//! `berth.gateway.v1`, `google.longrunning.Operations` and `OperationWatchService`.

@@ -1,0 +1,12 @@
+//! Consoles.
+
+use axum::Router;
+
+use super::refused;
+use crate::App;
+
+/// Routes beneath `prefix`.
+pub(super) fn routes(prefix: &str) -> Router<App> {
+    Router::new()
+        .route(&format!("{prefix}/{{name}}/console"), refused("console"))
+}

@@ -1,0 +1,13 @@
+//! The event stream.
+
+use axum::Router;
+
+use super::refuse_all;
+use crate::App;
+
+/// Routes.
+pub(super) fn routes() -> Router<App> {
+    refuse_all(&[
+        ("/1.0/events", "events"),
+    ])
+}

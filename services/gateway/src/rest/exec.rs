@@ -1,0 +1,12 @@
+//! Commands in guests.
+
+use axum::Router;
+
+use super::refused;
+use crate::App;
+
+/// Routes beneath `prefix`.
+pub(super) fn routes(prefix: &str) -> Router<App> {
+    Router::new()
+        .route(&format!("{prefix}/{{name}}/exec"), refused("exec"))
+}

@@ -1,0 +1,13 @@
+//! Image metadata of instances.
+
+use axum::Router;
+
+use super::refused;
+use crate::App;
+
+/// Routes beneath `prefix`.
+pub(super) fn routes(prefix: &str) -> Router<App> {
+    Router::new()
+        .route(&format!("{prefix}/{{name}}/metadata"), refused("instance metadata"))
+        .route(&format!("{prefix}/{{name}}/metadata/templates"), refused("instance templates"))
+}

@@ -1,0 +1,54 @@
+//! LXD's REST API, version 1.0, in the dialect of 5.0.2.
+
+pub mod body;
+pub mod envelope;
+pub mod etag;
+pub mod filter;
+pub mod query;
+pub mod router;
+
+mod aliases;
+mod certificates;
+mod cluster;
+mod console;
+mod events;
+mod exec;
+mod files;
+mod images;
+mod instance_state;
+mod instances;
+mod logs;
+mod metadata;
+mod networks;
+mod operations;
+mod profiles;
+mod projects;
+mod resources;
+mod server;
+mod snapshots;
+mod storage_pools;
+mod storage_volumes;
+mod urls;
+mod image_upload;
+mod image_export;
+mod warnings;
+
+use axum::Router;
+use axum::routing::{MethodRouter, any};
+
+use crate::App;
+use crate::error::Failure;
+
+/// A route whose every method is refused by name.
+fn refused(what: &'static str) -> MethodRouter<App> {
+    any(move || async move { Failure::unsupported(what) })
+}
+
+/// Several such routes.
+fn refuse_all(paths: &[(&str, &'static str)]) -> Router<App> {
+    paths
+        .iter()
+        .fold(Router::new(), |router, (path, what)| {
+            router.route(path, refused(what))
+        })
+}

@@ -1,0 +1,14 @@
+//! Profiles.
+
+use axum::Router;
+
+use super::refuse_all;
+use crate::App;
+
+/// Routes.
+pub(super) fn routes() -> Router<App> {
+    refuse_all(&[
+        ("/1.0/profiles", "profiles"),
+        ("/1.0/profiles/{name}", "profiles"),
+    ])
+}

@@ -1,0 +1,89 @@
+//! Every path of LXD 5.0.2: done, or refused by name.
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode};
+
+use super::{
+    aliases, certificates, cluster, console, events, exec, files, images, instance_state,
+    instances, logs, metadata, networks, operations, profiles, projects, refuse_all, resources,
+    server, snapshots, storage_pools, storage_volumes, warnings,
+};
+use crate::App;
+use crate::error::Failure;
+
+/// Paths under which instances are served; all three mean the same collection.
+pub const INSTANCE_PREFIXES: [&str; 3] = [
+    "/1.0/instances",
+    "/1.0/containers",
+    "/1.0/virtual-machines",
+];
+
+/// The whole API.
+pub fn router(app: App) -> Router {
+    let mut api = Router::new()
+        .merge(server::routes())
+        .merge(events::routes())
+        .merge(operations::routes())
+        .merge(images::routes())
+        .merge(aliases::routes())
+        .merge(profiles::routes())
+        .merge(storage_pools::routes())
+        .merge(storage_volumes::routes())
+        .merge(networks::routes())
+        .merge(projects::routes())
+        .merge(certificates::routes())
+        .merge(warnings::routes())
+        .merge(resources::routes())
+        .merge(cluster::routes());
+    for prefix in INSTANCE_PREFIXES {
+        api = api
+            .merge(instances::routes(prefix))
+            .merge(instance_state::routes(prefix))
+            .merge(exec::routes(prefix))
+            .merge(console::routes(prefix))
+            .merge(files::routes(prefix))
+            .merge(snapshots::routes(prefix))
+            .merge(logs::routes(prefix))
+            .merge(metadata::routes(prefix));
+    }
+    api.merge(refuse_all(&[
+        ("/1.0/metrics", "metrics over REST"),
+        ("/1.0/network-acls", "network ACLs"),
+        ("/1.0/network-acls/{name}", "network ACLs"),
+        ("/1.0/network-acls/{name}/log", "network ACLs"),
+        ("/1.0/network-zones", "network zones"),
+        ("/1.0/network-zones/{zone}", "network zones"),
+        ("/1.0/network-zones/{zone}/records", "network zones"),
+        ("/1.0/network-zones/{zone}/records/{record}", "network zones"),
+    ]))
+    .fallback(|| async { Failure::not_found("not found") })
+    .method_not_allowed_fallback(|| async {
+        Failure::new(StatusCode::NOT_IMPLEMENTED, "not implemented")
+    })
+    .layer(from_fn(trace))
+    .with_state(app)
+}
+
+/// A span per request that continues the client's own trace; OPTIONS answers for itself.
+async fn trace(request: Request, next: Next) -> Response {
+    use tracing::Instrument;
+
+    if request.method() == http::Method::OPTIONS {
+        return (StatusCode::OK, HeaderMap::new()).into_response();
+    }
+    let span = tracing::info_span!(
+        "rest",
+        otel.name = format!("{} {}", request.method(), request.uri().path()),
+        http.request.method = %request.method(),
+        url.path = request.uri().path(),
+        http.response.status_code = tracing::field::Empty,
+    );
+    berth_rpc::trace::continue_from_headers(&span, request.headers());
+    let response = next.run(request).instrument(span.clone()).await;
+    span.record("http.response.status_code", response.status().as_u16());
+    tracing::debug!(parent: &span, status = response.status().as_u16(), "answered");
+    response
+}

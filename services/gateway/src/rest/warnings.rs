@@ -1,0 +1,14 @@
+//! Warnings.
+
+use axum::Router;
+
+use super::refuse_all;
+use crate::App;
+
+/// Routes.
+pub(super) fn routes() -> Router<App> {
+    refuse_all(&[
+        ("/1.0/warnings", "warnings"),
+        ("/1.0/warnings/{id}", "warnings"),
+    ])
+}
