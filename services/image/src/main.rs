@@ -1,1 +1,34 @@
-fn main() {}
+//! `berth-image`: serves `berth.image.v1`.
+
+use anyhow::Context;
+use berth_image::{App, Config, ImageApi, MIGRATIONS};
+use berth_server::{Args, Server, Startup};
+use berth_store::Store;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse_for(
+        "berth-image",
+        "Keeps images: their bytes, properties and aliases",
+    );
+    let config: Config = match args.load("BERTH_IMAGE")? {
+        Startup::Serve(config) => config,
+        // Everything is in the state directory, which is the operator's to remove.
+        Startup::Purge(_) | Startup::Done => return Ok(()),
+    };
+    let _telemetry = berth_server::telemetry("berth-image", &config.server)?;
+    let state_dir = &config.server.state_dir;
+    std::fs::create_dir_all(state_dir)
+        .with_context(|| format!("making {}", state_dir.display()))?;
+    let store = Store::open(&config.server.database(), MIGRATIONS)
+        .await
+        .context("opening the database")?;
+    let app = App::open(&config, store).await.context("opening the images")?;
+    let served = Server::new("berth-image", &config.server)
+        .add_service(ImageApi::new(app.clone()).into_server())
+        .serve()
+        .await;
+    app.flush_uses().await?;
+    app.store().close().await;
+    served.context("serving")
+}
