@@ -1,1 +1,5 @@
-fn main() {}
+//! `berth-monitor`; see the library.
+
+fn main() {
+    std::process::exit(berth_monitor::run::main());
+}

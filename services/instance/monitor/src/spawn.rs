@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::FromRawFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use crate::error::{Fault, FaultCode};
@@ -41,7 +42,8 @@ pub fn command(binary: impl AsRef<OsStr>, spec: &Spec) -> io::Result<(Command, i
     let (reader, writer) = io::pipe()?;
     let mut command = Command::new(binary);
     command
-        .args(["--spec-fd", "0", "--status-fd", "1"])
+        // The whole command line, so that ps shows whose monitor it is; the descriptors are the defaults.
+        .arg0(format!("[berth monitor] {} {}", spec.project, spec.name))
         .stdin(Stdio::from(sealed_spec(spec)?))
         .stdout(Stdio::from(writer))
         .stderr(Stdio::null())
