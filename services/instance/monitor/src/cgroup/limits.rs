@@ -30,7 +30,6 @@ pub(crate) enum Value {
 
 const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "memory", "pids", "blkio"];
 
-
 /// Everything that `limits` say. `version_of` tells where a controller is; absent ones are planned as v2 and
 /// fail (or are skipped) when written.
 pub(crate) fn plan(limits: &Limits, version_of: impl Fn(&str) -> Option<Version>) -> Vec<Write> {
