@@ -57,7 +57,15 @@ impl Traces {
             let name = line.split(':').nth(1).unwrap_or(line).trim();
             found.add("link", name.split('@').next().unwrap_or(name).to_owned());
         }
-        let args = ["netns", "exec", &self.netns, "nft", "--stateless", "list", "ruleset"];
+        let args = [
+            "netns",
+            "exec",
+            &self.netns,
+            "nft",
+            "--stateless",
+            "list",
+            "ruleset",
+        ];
         let mut table = String::new();
         for line in run("ip", &args).lines() {
             if line.starts_with("table ") {
@@ -72,7 +80,9 @@ impl Traces {
         let mut counts: BTreeMap<String, u32> = BTreeMap::new();
         let mut seen_namespaces = BTreeSet::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+                continue;
+            };
             let proc = entry.path();
             let exe = fs::read_link(proc.join("exe")).unwrap_or_default();
             let cgroup = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
@@ -112,9 +122,21 @@ impl Traces {
     }
 
     fn subvolumes(&self, proc: &Path, target: &str, found: &mut Inventory) {
-        let pid = proc.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let pid = proc
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let listed = Command::new("nsenter")
-            .args(["--mount", "--target", &pid, "btrfs", "subvolume", "list", target])
+            .args([
+                "--mount",
+                "--target",
+                &pid,
+                "btrfs",
+                "subvolume",
+                "list",
+                target,
+            ])
             .output()
             .unwrap();
         for line in String::from_utf8_lossy(&listed.stdout).lines() {
@@ -126,7 +148,9 @@ impl Traces {
 
     fn cgroups(&self, found: &mut Inventory) {
         fn walk(directory: &Path, parent: &str, inside: bool, found: &mut Inventory) {
-            let Ok(entries) = fs::read_dir(directory) else { return };
+            let Ok(entries) = fs::read_dir(directory) else {
+                return;
+            };
             for entry in entries.flatten() {
                 if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     continue;
@@ -138,7 +162,12 @@ impl Traces {
                 walk(&entry.path(), parent, ours, found);
             }
         }
-        walk(Path::new("/sys/fs/cgroup"), &self.cgroup_parent, false, found);
+        walk(
+            Path::new("/sys/fs/cgroup"),
+            &self.cgroup_parent,
+            false,
+            found,
+        );
     }
 
     fn loops(&self, found: &mut Inventory) {
@@ -168,10 +197,20 @@ impl Inventory {
         let kinds: BTreeSet<_> = self.0.keys().chain(later.0.keys()).collect();
         let mut lines = Vec::new();
         for kind in kinds {
-            let (before, after) =
-                (self.0.get(kind).unwrap_or(&empty), later.0.get(kind).unwrap_or(&empty));
-            lines.extend(before.difference(after).map(|gone| format!("- {kind} {gone}")));
-            lines.extend(after.difference(before).map(|new| format!("+ {kind} {new}")));
+            let (before, after) = (
+                self.0.get(kind).unwrap_or(&empty),
+                later.0.get(kind).unwrap_or(&empty),
+            );
+            lines.extend(
+                before
+                    .difference(after)
+                    .map(|gone| format!("- {kind} {gone}")),
+            );
+            lines.extend(
+                after
+                    .difference(before)
+                    .map(|new| format!("+ {kind} {new}")),
+            );
         }
         lines
     }
@@ -180,12 +219,14 @@ impl Inventory {
 /// Waits until the sandbox has what it had: kernel threads finish some removals after the answer.
 #[track_caller]
 pub fn settles(traces: &Traces, before: &Inventory) {
-    crate::wait::until("the inventory", std::time::Duration::from_secs(20), || {
-        match before.difference(&traces.look()) {
+    crate::wait::until(
+        "the inventory",
+        std::time::Duration::from_secs(20),
+        || match before.difference(&traces.look()) {
             same if same.is_empty() => Ok(()),
             lines => Err(lines.join("\n")),
-        }
-    });
+        },
+    );
 }
 
 fn run(program: &str, args: &[&str]) -> String {
@@ -210,7 +251,10 @@ mod tests {
         before.add("link", "veth1".into());
         after.add("link", "br0".into());
         after.add("cgroup", "/berth/c1".into());
-        assert_eq!(before.difference(&after), ["+ cgroup /berth/c1", "- link veth1"]);
+        assert_eq!(
+            before.difference(&after),
+            ["+ cgroup /berth/c1", "- link veth1"]
+        );
         assert!(before.difference(&before).is_empty());
     }
 }

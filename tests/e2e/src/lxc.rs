@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
@@ -29,7 +31,10 @@ pub struct Done {
 
 impl Lxc {
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), conf: TempDir::new().unwrap() }
+        Self {
+            socket: socket.to_owned(),
+            conf: TempDir::new().unwrap(),
+        }
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -67,10 +72,16 @@ impl Lxc {
             // One that exits without reading its input breaks the pipe, which is its right.
             let _closed_early = stdin.write_all(&input);
         });
-        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = child.wait_with_output().unwrap();
         feed.join().unwrap();
         Done {
-            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            code: status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             stdout: String::from_utf8_lossy(&stdout).into_owned(),
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
         }
@@ -85,7 +96,14 @@ impl Lxc {
     #[track_caller]
     pub fn ok_with(&self, args: &[&str], input: &[u8]) -> String {
         let done = self.run_with(args, input);
-        assert_eq!(done.code, 0, "lxc {}: {}{}", args.join(" "), done.stderr, done.stdout);
+        assert_eq!(
+            done.code,
+            0,
+            "lxc {}: {}{}",
+            args.join(" "),
+            done.stderr,
+            done.stdout
+        );
         done.stdout
     }
 
@@ -93,7 +111,13 @@ impl Lxc {
     #[track_caller]
     pub fn fails(&self, args: &[&str]) -> String {
         let done = self.run(args);
-        assert_ne!(done.code, 0, "lxc {} succeeded: {}", args.join(" "), done.stdout);
+        assert_ne!(
+            done.code,
+            0,
+            "lxc {} succeeded: {}",
+            args.join(" "),
+            done.stdout
+        );
         assert_ne!(done.code, 124, "lxc {} did not end", args.join(" "));
         done.stderr
     }
@@ -112,21 +136,29 @@ impl Lxc {
             .command(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        Running { child }
+        Running::new(child)
     }
 
     /// Starts a command on a terminal of this size.
     #[track_caller]
     pub fn terminal(&self, args: &[&str], rows: u16, columns: u16) -> Terminal {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         let pty = openpty(&size, None).unwrap();
         let mut command = self.command(args);
         let end = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
         command.env("TERM", "xterm");
-        command.stdin(end(&pty.slave)).stdout(end(&pty.slave)).stderr(end(&pty.slave));
+        command
+            .stdin(end(&pty.slave))
+            .stdout(end(&pty.slave))
+            .stderr(end(&pty.slave));
         // SAFETY: the closure only makes system calls.
         unsafe {
             command.pre_exec(|| {
@@ -139,54 +171,81 @@ impl Lxc {
         };
         let child = command.spawn().unwrap();
         drop(pty.slave);
-        Terminal { child, master: File::from(pty.master), seen: Vec::new() }
+        Terminal {
+            child,
+            master: File::from(pty.master),
+            seen: Vec::new(),
+        }
     }
 }
 
-/// A command in the background; killed when dropped.
+/// A command in the background; ended when dropped. Its output is read all the time, so it never
+/// waits for a reader.
 pub struct Running {
     child: Child,
+    output: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Running {
+    fn new(mut child: Child) -> Self {
+        let output = Arc::new(Mutex::new(Vec::new()));
+        let mut stdout = child.stdout.take().unwrap();
+        let shared = Arc::clone(&output);
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            while let Ok(count @ 1..) = stdout.read(&mut buffer) {
+                shared.lock().unwrap().extend_from_slice(&buffer[..count]);
+            }
+        });
+        Self {
+            child,
+            output,
+            reader: Some(reader),
+        }
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
-    pub fn stdout(&mut self) -> std::process::ChildStdout {
-        self.child.stdout.take().expect("taken once")
+    /// What it has printed so far.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&self.output.lock().unwrap()).into_owned()
     }
 
     /// Waits for the end; (exit code, output).
     pub fn wait(mut self) -> (Option<i32>, String) {
-        let mut text = String::new();
-        if let Some(mut stdout) = self.child.stdout.take() {
-            stdout.read_to_string(&mut text).unwrap();
-        }
-        (self.child.wait().unwrap().code(), text)
+        let status = self.child.wait().unwrap();
+        (status.code(), self.rest())
     }
 
     /// Ends it and returns what it had printed.
     pub fn end(mut self) -> String {
-        // SIGTERM, which timeout(1) hands on to the client.
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        let mut text = String::new();
-        if let Some(mut stdout) = self.child.stdout.take() {
-            stdout.read_to_string(&mut text).unwrap();
+        self.terminate();
+        self.rest()
+    }
+
+    fn rest(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
         }
-        self.child.wait().unwrap();
-        text
+        self.output()
+    }
+
+    /// SIGTERM, which timeout(1) hands on to the client.
+    fn terminate(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        }
+        let _reaped = self.child.wait();
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(0));
-            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-            let _reaped = self.child.wait();
-        }
+        self.terminate();
     }
 }
 
@@ -205,10 +264,19 @@ impl Terminal {
 
     /// Tells the client that its window changed.
     pub fn resize(&mut self, rows: u16, columns: u16) {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         // SAFETY: the request takes a pointer to a winsize, which outlives the call.
         let done = unsafe {
-            nix::libc::ioctl(self.master.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size)
+            nix::libc::ioctl(
+                self.master.as_raw_fd(),
+                nix::libc::TIOCSWINSZ,
+                &raw const size,
+            )
         };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     }
@@ -224,7 +292,10 @@ impl Terminal {
                 return seen[..at].to_owned();
             }
             let left = patience.saturating_sub(begun.elapsed());
-            assert!(!left.is_zero(), "{text:?} did not appear; there was {seen:?}");
+            assert!(
+                !left.is_zero(),
+                "{text:?} did not appear; there was {seen:?}"
+            );
             if !self.read(left) {
                 panic!("{text:?} did not appear before the end; there was {seen:?}");
             }

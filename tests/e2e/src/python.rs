@@ -7,8 +7,12 @@ use std::process::Command;
 use xtask::sandbox::paths;
 
 /// Exact versions, so that a scenario fails for what changed here.
-const PACKAGES: [&str; 4] =
-    ["pylxd==2.4.2", "grpcio==1.76.0", "grpcio-tools==1.76.0", "setuptools<81"];
+const PACKAGES: [&str; 4] = [
+    "pylxd==2.4.2",
+    "grpcio==1.76.0",
+    "grpcio-tools==1.76.0",
+    "setuptools<81",
+];
 
 /// The interpreter of a virtual environment that has [`PACKAGES`].
 pub fn interpreter() -> PathBuf {
@@ -23,9 +27,18 @@ pub fn interpreter() -> PathBuf {
     let lock = fs::File::create(home.with_extension("lock")).unwrap();
     lock.lock().unwrap();
     if !complete.exists() {
-        run(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&home));
+        run(Command::new("/usr/bin/python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&home));
         let mut pip = Command::new(&python);
-        run(pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        run(pip
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+            ])
             .args(PACKAGES));
         fs::write(&complete, "").unwrap();
     }
@@ -46,7 +59,9 @@ pub fn stubs(protos: &Path, out: &Path) {
 }
 
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() {

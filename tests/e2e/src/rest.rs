@@ -15,8 +15,14 @@ pub struct Rest {
 
 impl Rest {
     pub fn new(socket: &Path) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { runtime, client: Client::new(socket) }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        Self {
+            runtime,
+            client: Client::new(socket),
+        }
     }
 
     pub fn runtime(&self) -> &Runtime {
@@ -46,13 +52,17 @@ impl Rest {
 
     pub fn try_change(&mut self, method: Method, path: &str, body: Value) -> anyhow::Result<Value> {
         let body = (!body.is_null()).then_some(body);
-        self.runtime.block_on(self.client.change(method, path, body))
+        self.runtime
+            .block_on(self.client.change(method, path, body))
     }
 
     /// Starts an operation and returns its path without waiting.
     #[track_caller]
     pub fn begin(&mut self, method: Method, path: &str, body: Value) -> String {
-        match self.runtime.block_on(self.client.envelope(method, path, Some(body))) {
+        match self
+            .runtime
+            .block_on(self.client.envelope(method, path, Some(body)))
+        {
             Ok(envelope) => envelope["operation"].as_str().unwrap().to_owned(),
             Err(error) => panic!("{error:#}"),
         }
@@ -78,7 +88,10 @@ impl Rest {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Reply {
-        match self.runtime.block_on(self.client.send(method, path, headers, body.into())) {
+        match self
+            .runtime
+            .block_on(self.client.send(method, path, headers, body.into()))
+        {
             Ok(reply) => reply,
             Err(error) => panic!("{error:#}"),
         }
@@ -105,6 +118,8 @@ impl Rest {
         let done = self.exec(instance, command);
         let stderr = String::from_utf8_lossy(&done.stderr).into_owned();
         assert_eq!(done.code, 0, "{command:?} in {instance}: {stderr}");
-        String::from_utf8_lossy(&done.stdout).trim_end_matches('\n').to_owned()
+        String::from_utf8_lossy(&done.stdout)
+            .trim_end_matches('\n')
+            .to_owned()
     }
 }

@@ -28,8 +28,13 @@ impl Server {
                 let socket = PathBuf::from(socket);
                 let rest = Rest::new(&socket);
                 let mut client = xtask::rest::Client::new(&socket);
-                rest.runtime().block_on(xtask::setup::ensure(&mut client)).unwrap();
-                Self { socket, sandbox: None }
+                rest.runtime()
+                    .block_on(xtask::setup::ensure(&mut client))
+                    .unwrap();
+                Self {
+                    socket,
+                    sandbox: None,
+                }
             }
         }
     }
@@ -44,7 +49,11 @@ impl Server {
         open_to_others(directory.path());
         let state = directory.path().join("s");
         let bin_dir = options.bin_dir.clone().or_else(built);
-        let options = UpOptions { isolated: true, bin_dir, ..options };
+        let options = UpOptions {
+            isolated: true,
+            bin_dir,
+            ..options
+        };
         let sandbox = match up(&state, &options) {
             Ok(sandbox) => sandbox,
             Err(error) => {
@@ -53,7 +62,15 @@ impl Server {
             }
         };
         let owned = Owned { sandbox, directory };
-        Self { socket: owned.sandbox.socket(), sandbox: Some(owned) }
+        Self {
+            socket: owned.sandbox.socket(),
+            sandbox: Some(owned),
+        }
+    }
+
+    /// Whether this is Berth in a sandbox rather than the server under comparison.
+    pub fn is_own(&self) -> bool {
+        self.sandbox.is_some()
     }
 
     pub fn socket(&self) -> &Path {
@@ -63,7 +80,11 @@ impl Server {
     /// The sandbox; panics against another server, where such a scenario has no business.
     #[track_caller]
     pub fn own(&self) -> &Sandbox {
-        &self.sandbox.as_ref().expect("this scenario needs a sandbox of its own").sandbox
+        &self
+            .sandbox
+            .as_ref()
+            .expect("this scenario needs a sandbox of its own")
+            .sandbox
     }
 
     pub fn rest(&self) -> Rest {
@@ -86,7 +107,10 @@ impl Server {
             if client.find(&path).await.unwrap().is_none() {
                 let body = serde_json::json!({"name": alias, "target": fingerprint});
                 let post = http::Method::POST;
-                client.change(post, "/1.0/images/aliases", Some(body)).await.unwrap();
+                client
+                    .change(post, "/1.0/images/aliases", Some(body))
+                    .await
+                    .unwrap();
             }
             fingerprint
         })
@@ -103,7 +127,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let Some(owned) = self.sandbox.take() else { return };
+        let Some(owned) = self.sandbox.take() else {
+            return;
+        };
         let state = owned.sandbox.state().to_owned();
         if std::thread::panicking() {
             keep_logs(&state);
@@ -142,7 +168,10 @@ fn built() -> Option<PathBuf> {
 
 /// A failed scenario's logs, where whoever reads the failure finds them.
 fn keep_logs(state: &Path) {
-    let name = std::thread::current().name().unwrap_or("main").replace("::", "-");
+    let name = std::thread::current()
+        .name()
+        .unwrap_or("main")
+        .replace("::", "-");
     let kept = paths::target().join("e2e-logs").join(name);
     let copy = || -> std::io::Result<()> {
         std::fs::create_dir_all(&kept)?;

@@ -14,10 +14,17 @@ fn lxc_config_and_profiles() {
     lxc.ok_with(&["profile", "edit", "conf-p"], edited.as_bytes());
     lxc.ok(&["profile", "set", "conf-p", "user.shade", "dark"]);
     let shown = lxc.ok(&["profile", "show", "conf-p"]);
-    for line in ["environment.FROM: profile", "user.shade: dark", "description: edited"] {
+    for line in [
+        "environment.FROM: profile",
+        "user.shade: dark",
+        "description: edited",
+    ] {
         assert!(shown.contains(line), "no {line} in {shown}");
     }
-    assert_eq!(lxc.ok(&["profile", "get", "conf-p", "user.shade"]).trim(), "dark");
+    assert_eq!(
+        lxc.ok(&["profile", "get", "conf-p", "user.shade"]).trim(),
+        "dark"
+    );
     let listed = lxc.ok(&["profile", "list", "--format", "csv"]);
     assert!(listed.contains("conf-p,edited,0"), "{listed}");
     let refused = lxc.fails(&["profile", "create", "conf-p"]);
@@ -31,29 +38,55 @@ fn lxc_config_and_profiles() {
     assert!(refused.contains("in use"), "{refused}");
 
     lxc.ok(&["config", "set", "conf-a", "user.note", "a b"]);
-    assert_eq!(lxc.ok(&["config", "get", "conf-a", "user.note"]).trim(), "a b");
+    assert_eq!(
+        lxc.ok(&["config", "get", "conf-a", "user.note"]).trim(),
+        "a b"
+    );
     let own = lxc.ok(&["config", "show", "conf-a"]);
-    assert!(own.contains("user.note: a b") && !own.contains("environment.FROM"), "{own}");
+    assert!(
+        own.contains("user.note: a b") && !own.contains("environment.FROM"),
+        "{own}"
+    );
     assert!(own.contains("- default\n- conf-p"), "{own}");
     let expanded = lxc.ok(&["config", "show", "--expanded", "conf-a"]);
     assert!(expanded.contains("environment.FROM: profile"), "{expanded}");
-    assert!(expanded.contains("path: /") && expanded.contains("type: nic"), "{expanded}");
+    assert!(
+        expanded.contains("path: /") && expanded.contains("type: nic"),
+        "{expanded}"
+    );
     let from = lxc.ok(&["exec", "conf-a", "--", "sh", "-c", "echo $FROM"]);
-    assert_eq!(from.trim(), "profile", "a profile's environment reaches execs at once");
+    assert_eq!(
+        from.trim(),
+        "profile",
+        "a profile's environment reaches execs at once"
+    );
     lxc.ok(&["config", "set", "conf-a", "environment.FROM", "instance"]);
     let from = lxc.ok(&["exec", "conf-a", "--", "sh", "-c", "echo $FROM"]);
-    assert_eq!(from.trim(), "instance", "the instance's own configuration wins");
+    assert_eq!(
+        from.trim(),
+        "instance",
+        "the instance's own configuration wins"
+    );
     lxc.ok(&["config", "unset", "conf-a", "environment.FROM"]);
 
     let own = lxc.ok(&["config", "show", "conf-a"]);
-    lxc.ok_with(&["config", "edit", "conf-a"], own.replace("a b", "c d").as_bytes());
-    assert_eq!(lxc.ok(&["config", "get", "conf-a", "user.note"]).trim(), "c d");
+    lxc.ok_with(
+        &["config", "edit", "conf-a"],
+        own.replace("a b", "c d").as_bytes(),
+    );
+    assert_eq!(
+        lxc.ok(&["config", "get", "conf-a", "user.note"]).trim(),
+        "c d"
+    );
     let broken = lxc.run_with(&["config", "edit", "conf-a"], b"config: [broken");
     assert_ne!(broken.code, 0);
     let refused = lxc.fails(&["config", "set", "conf-a", "no.such.key", "1"]);
     assert!(refused.contains("no.such.key"), "{refused}");
     let refused = lxc.fails(&["config", "set", "conf-a", "limits.memory", "plenty"]);
-    assert!(refused.contains("limits.memory") || refused.contains("plenty"), "{refused}");
+    assert!(
+        refused.contains("limits.memory") || refused.contains("plenty"),
+        "{refused}"
+    );
 
     lxc.ok(&["profile", "remove", "conf-a", "conf-p"]);
     lxc.ok(&["profile", "delete", "conf-p"]);
@@ -69,9 +102,20 @@ fn lxc_snapshots() {
     let lxc = server.lxc();
     lxc.ok(&["launch", "busybox", "snap-a"]);
     let write = |text: &str| {
-        lxc.ok(&["exec", "snap-a", "--", "sh", "-c", &format!("echo {text} >/root/text; sync")]);
+        lxc.ok(&[
+            "exec",
+            "snap-a",
+            "--",
+            "sh",
+            "-c",
+            &format!("echo {text} >/root/text; sync"),
+        ]);
     };
-    let read = || lxc.ok(&["exec", "snap-a", "--", "cat", "/root/text"]).trim().to_owned();
+    let read = || {
+        lxc.ok(&["exec", "snap-a", "--", "cat", "/root/text"])
+            .trim()
+            .to_owned()
+    };
 
     write("one");
     lxc.ok(&["snapshot", "snap-a", "first"]);
@@ -86,18 +130,28 @@ fn lxc_snapshots() {
     assert_eq!(listed.trim(), "snap-a,2");
 
     lxc.ok(&["restore", "snap-a", "first"]);
-    assert_eq!(lxc.ok(&["list", "snap-a", "--format", "csv", "-c", "s"]).trim(), "RUNNING");
+    assert_eq!(
+        lxc.ok(&["list", "snap-a", "--format", "csv", "-c", "s"])
+            .trim(),
+        "RUNNING"
+    );
     assert_eq!(read(), "one");
-    assert_eq!(lxc.ok(&["config", "get", "snap-a", "user.later"]).trim(), "");
+    assert_eq!(
+        lxc.ok(&["config", "get", "snap-a", "user.later"]).trim(),
+        ""
+    );
     lxc.ok(&["restore", "snap-a", "snap0"]);
     assert_eq!(read(), "two");
-    assert_eq!(lxc.ok(&["config", "get", "snap-a", "user.later"]).trim(), "yes");
+    assert_eq!(
+        lxc.ok(&["config", "get", "snap-a", "user.later"]).trim(),
+        "yes"
+    );
 
     let shown = lxc.ok(&["config", "show", "snap-a/first"]);
     assert!(shown.contains("expires_at:"), "{shown}");
     lxc.ok(&["delete", "snap-a/snap0"]);
     let refused = lxc.fails(&["restore", "snap-a", "snap0"]);
-    assert!(refused.contains("not found"), "{refused}");
+    assert!(refused.contains("does not exist"), "{refused}");
     lxc.ok(&["stop", "--force", "snap-a"]);
     lxc.ok(&["restore", "snap-a", "first"]);
     lxc.ok(&["start", "snap-a"]);

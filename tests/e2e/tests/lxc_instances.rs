@@ -7,7 +7,9 @@ use berth_e2e::{Image, Lxc, Server, wait};
 const SOON: Duration = Duration::from_secs(20);
 
 fn state_of(lxc: &Lxc, name: &str) -> String {
-    lxc.ok(&["list", &format!("^{name}$"), "--format", "csv", "-c", "s"]).trim().to_owned()
+    lxc.ok(&["list", &format!("^{name}$"), "--format", "csv", "-c", "s"])
+        .trim()
+        .to_owned()
 }
 
 /// Waits for the DHCP address that `lxc list` shows.
@@ -31,7 +33,11 @@ fn lxc_instance_life() {
     assert!(version.contains("Client version: 5.0.2"), "{version}");
     assert!(version.contains("Server version: 5.0.2"), "{version}");
     let info = lxc.ok(&["info"]);
-    for line in ["api_version: \"1.0\"", "auth: trusted", "server_clustered: false"] {
+    for line in [
+        "api_version: \"1.0\"",
+        "auth: trusted",
+        "server_clustered: false",
+    ] {
         assert!(info.contains(line), "no {line} in {info}");
     }
     let resources = lxc.ok(&["info", "--resources"]);
@@ -56,7 +62,13 @@ fn lxc_instance_life() {
 
     let address = address_of(&lxc, "life-a");
     let shown = lxc.ok(&["info", "life-a"]);
-    for part in ["Name: life-a", "Status: RUNNING", "Type: container", "Processes:", &address] {
+    for part in [
+        "Name: life-a",
+        "Status: RUNNING",
+        "Type: container",
+        "Processes:",
+        &address,
+    ] {
         assert!(shown.contains(part), "no {part} in {shown}");
     }
 
@@ -65,7 +77,11 @@ fn lxc_instance_life() {
     lxc.ok(&["start", "life-a"]);
     assert_eq!(state_of(&lxc, "life-a"), "RUNNING");
     lxc.ok(&["exec", "life-a", "--", "touch", "/run/marker"]);
-    let pid = |lxc: &Lxc| lxc.query(&["/1.0/instances/life-a/state"])["pid"].as_i64().unwrap();
+    let pid = |lxc: &Lxc| {
+        lxc.query(&["/1.0/instances/life-a/state"])["pid"]
+            .as_i64()
+            .unwrap()
+    };
     let before = pid(&lxc);
     lxc.ok(&["restart", "life-a", "--timeout", "30"]);
     assert_eq!(state_of(&lxc, "life-a"), "RUNNING");
@@ -110,14 +126,21 @@ fn lxc_events_operations_and_query() {
     let id = wait::until("the exec's operation", SOON, || {
         let all = lxc.query(&["/1.0/operations?recursion=1"]);
         let found = all["running"].as_array().and_then(|running| {
-            running.iter().find(|operation| operation["description"] == "Executing command")
+            running
+                .iter()
+                .find(|operation| operation["description"] == "Executing command")
         });
-        found.map(|operation| operation["id"].as_str().unwrap().to_owned()).ok_or(all.to_string())
+        found
+            .map(|operation| operation["id"].as_str().unwrap().to_owned())
+            .ok_or(all.to_string())
     });
     let listed = lxc.ok(&["operation", "list", "--format", "csv"]);
     assert!(listed.contains(&id), "{listed}");
     let shown = lxc.ok(&["operation", "show", &id]);
-    assert!(shown.contains("class: websocket") && shown.contains("status: Running"), "{shown}");
+    assert!(
+        shown.contains("class: websocket") && shown.contains("status: Running"),
+        "{shown}"
+    );
     let refused = lxc.fails(&["operation", "delete", &id]);
     assert!(refused.contains("cancel"), "{refused}");
     drop(running);
@@ -129,9 +152,22 @@ fn lxc_events_operations_and_query() {
     });
 
     let urls = lxc.query(&["/1.0/instances"]);
-    assert!(urls.as_array().unwrap().contains(&"/1.0/instances/events-a".into()), "{urls}");
+    assert!(
+        urls.as_array()
+            .unwrap()
+            .contains(&"/1.0/instances/events-a".into()),
+        "{urls}"
+    );
     let body = r#"{"action": "stop", "force": true, "timeout": 30}"#;
-    lxc.ok(&["query", "--wait", "-X", "PUT", "-d", body, "/1.0/instances/events-a/state"]);
+    lxc.ok(&[
+        "query",
+        "--wait",
+        "-X",
+        "PUT",
+        "-d",
+        body,
+        "/1.0/instances/events-a/state",
+    ]);
     let state = lxc.query(&["/1.0/instances/events-a/state"]);
     assert_eq!(state["status"], "Stopped");
     lxc.ok(&["query", "--wait", "-X", "DELETE", "/1.0/instances/events-a"]);
@@ -140,6 +176,7 @@ fn lxc_events_operations_and_query() {
     let events: Vec<serde_json::Value> = monitor
         .end()
         .lines()
+        .filter(|line| !line.is_empty())
         .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
         .collect();
     let lifecycle = |action: &str| {
@@ -150,7 +187,10 @@ fn lxc_events_operations_and_query() {
         })
     };
     for action in ["created", "started", "exec", "stopped", "deleted"] {
-        assert!(lifecycle(&format!("instance-{action}")), "no instance-{action} in {events:#?}");
+        assert!(
+            lifecycle(&format!("instance-{action}")),
+            "no instance-{action} in {events:#?}"
+        );
     }
     let finished = |description: &str| {
         events.iter().any(|event| {
@@ -159,8 +199,15 @@ fn lxc_events_operations_and_query() {
                 && event["metadata"]["status_code"] == 200
         })
     };
-    for description in ["Creating instance", "Starting instance", "Deleting instance"] {
-        assert!(finished(description), "no end of {description:?} in {events:#?}");
+    for description in [
+        "Creating instance",
+        "Starting instance",
+        "Deleting instance",
+    ] {
+        assert!(
+            finished(description),
+            "no end of {description:?} in {events:#?}"
+        );
     }
 }
 
@@ -169,26 +216,53 @@ fn lxc_exec() {
     let server = Server::any();
     server.import(Image::Busybox);
     let lxc = server.lxc();
-    lxc.ok(&["launch", "busybox", "exec-a", "-c", "environment.COLOUR=blue"]);
+    lxc.ok(&[
+        "launch",
+        "busybox",
+        "exec-a",
+        "-c",
+        "environment.COLOUR=blue",
+    ]);
     let exec = |args: &[&str]| lxc.run(&[&["exec", "exec-a"], args].concat());
 
     let both = exec(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
-    assert_eq!((both.code, both.stdout.trim(), both.stderr.trim()), (7, "out", "err"));
+    assert_eq!(
+        (both.code, both.stdout.trim(), both.stderr.trim()),
+        (7, "out", "err")
+    );
     let missing = exec(&["--", "no-such-command"]);
     assert_eq!(missing.code, 127, "{missing:?}");
     assert!(missing.stderr.contains("Command not found"), "{missing:?}");
     let closed = exec(&["--", "/etc/passwd"]);
     assert_eq!(closed.code, 126, "{closed:?}");
-    assert!(closed.stderr.contains("Command not executable"), "{closed:?}");
+    assert!(
+        closed.stderr.contains("Command not executable"),
+        "{closed:?}"
+    );
 
     let environment = exec(&["--env", "EXTRA=1", "--", "env"]).stdout;
-    for line in ["COLOUR=blue", "EXTRA=1", "HOME=/root", "USER=root", "LANG=C.UTF-8"] {
-        assert!(environment.lines().any(|l| l == line), "no {line} in {environment}");
+    for line in [
+        "COLOUR=blue",
+        "EXTRA=1",
+        "HOME=/root",
+        "USER=root",
+        "LANG=C.UTF-8",
+    ] {
+        assert!(
+            environment.lines().any(|l| l == line),
+            "no {line} in {environment}"
+        );
     }
     assert_eq!(exec(&["--cwd", "/var", "--", "pwd"]).stdout.trim(), "/var");
     let user = exec(&["--user", "1000", "--group", "100", "--", "id", "-u"]);
     assert_eq!(user.stdout.trim(), "1000");
-    assert_eq!(exec(&["--", "cat", "/proc/self/uid_map"]).stdout.split_whitespace().next(), Some("0"));
+    assert_eq!(
+        exec(&["--", "cat", "/proc/self/uid_map"])
+            .stdout
+            .split_whitespace()
+            .next(),
+        Some("0")
+    );
 
     let input: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
     let sum = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&input));
@@ -213,8 +287,12 @@ fn lxc_exec() {
         }
     });
     terminal.send("sleep 50\n");
-    std::thread::sleep(Duration::from_millis(300));
+    terminal.expect("sleep 50", SOON);
+    // The shell must have started it: an interrupt before that clears the line instead.
+    std::thread::sleep(Duration::from_millis(500));
     terminal.send("\x03");
+    terminal.expect("^C", SOON);
+    terminal.expect("# ", SOON);
     terminal.send("echo after-$((40 + 2)); exit 5\n");
     terminal.expect("after-42", SOON);
     assert_eq!(terminal.wait(SOON), 5);
@@ -244,7 +322,10 @@ fn lxc_files() {
         assert_eq!(std::fs::read(at("back")).unwrap(), content);
         let text = lxc.ok_with(&["file", "push", "-", "files-a/root/note"], b"a note\n");
         assert_eq!(text, "");
-        assert_eq!(lxc.ok(&["file", "pull", "files-a/root/note", "-"]), "a note\n");
+        assert_eq!(
+            lxc.ok(&["file", "pull", "files-a/root/note", "-"]),
+            "a note\n"
+        );
         let refused = lxc.fails(&["file", "pull", "files-a/no/such", &at("none")]);
         assert!(refused.to_lowercase().contains("not found"), "{refused}");
         lxc.ok(&["file", "delete", "files-a/root/note"]);
@@ -258,22 +339,59 @@ fn lxc_files() {
     std::os::unix::fs::symlink("one", at("tree/link")).unwrap();
     lxc.ok(&["file", "push", "-r", &at("tree"), "files-a/opt/", "-p"]);
     lxc.ok(&["file", "pull", "-r", "files-a/opt/tree", &at("copy")]);
-    let copied = if local.path().join("copy/tree").exists() { "copy/tree" } else { "copy" };
-    assert_eq!(std::fs::read_to_string(at(&format!("{copied}/inner/two"))).unwrap(), "2");
+    let copied = if local.path().join("copy/tree").exists() {
+        "copy/tree"
+    } else {
+        "copy"
+    };
+    assert_eq!(
+        std::fs::read_to_string(at(&format!("{copied}/inner/two"))).unwrap(),
+        "2"
+    );
+    // The API tells links' targets as absolute paths, and the client copies what it is told.
     let link = std::fs::read_link(at(&format!("{copied}/link"))).unwrap();
-    assert_eq!(link, std::path::Path::new("one"));
+    assert_eq!(link, std::path::Path::new("/opt/tree/one"));
 
     lxc.ok(&["start", "files-a"]);
-    let listed = lxc.ok(&["exec", "files-a", "--", "stat", "-c", "%u %g %a", "/srv/true/deep/big"]);
+    let listed = lxc.ok(&[
+        "exec",
+        "files-a",
+        "--",
+        "stat",
+        "-c",
+        "%u %g %a",
+        "/srv/true/deep/big",
+    ]);
     assert_eq!(listed.trim(), "1000 100 640");
-    let edited = lxc.ok_with(&["file", "edit", "files-a/etc/hosts"], b"127.0.0.1 edited\n");
+    let edited = lxc.ok_with(
+        &["file", "edit", "files-a/etc/hosts"],
+        b"127.0.0.1 edited\n",
+    );
     assert_eq!(edited, "");
     let hosts = lxc.ok(&["exec", "files-a", "--", "cat", "/etc/hosts"]);
     assert_eq!(hosts, "127.0.0.1 edited\n");
     // A link in the guest that points at the machine's files stays in the guest.
-    lxc.ok(&["exec", "files-a", "--", "ln", "-s", "/etc/machine-secret", "/root/trap"]);
-    lxc.ok(&["exec", "files-a", "--", "sh", "-c", "echo guest >/etc/machine-secret"]);
-    assert_eq!(lxc.ok(&["file", "pull", "files-a/root/trap", "-"]), "guest\n");
+    lxc.ok(&[
+        "exec",
+        "files-a",
+        "--",
+        "ln",
+        "-s",
+        "/etc/machine-secret",
+        "/root/trap",
+    ]);
+    lxc.ok(&[
+        "exec",
+        "files-a",
+        "--",
+        "sh",
+        "-c",
+        "echo guest >/etc/machine-secret",
+    ]);
+    assert_eq!(
+        lxc.ok(&["file", "pull", "files-a/root/trap", "-"]),
+        "guest\n"
+    );
 
     lxc.ok(&["delete", "--force", "files-a"]);
 }

@@ -51,6 +51,7 @@ snapshot = instance.snapshots.create("s0", wait=True)
 assert [s.name for s in instance.snapshots.all()] == ["s0"]
 snapshot.delete(wait=True)
 
+instance = client.instances.get("py-a")
 instance.config["user.key"] = "other"
 instance.save(wait=True)
 assert client.instances.get("py-a").config["user.key"] == "other"

@@ -65,7 +65,14 @@ fn squashfs(out: &Path, rootfs: &mut dyn Rootfs) -> Result<PathBuf> {
         std::fs::remove_file(out)?;
     }
     let mut sqfstar = Command::new("sqfstar")
-        .args(["-quiet", "-no-progress", "-comp", "gzip", "-root-mode", "755"])
+        .args([
+            "-quiet",
+            "-no-progress",
+            "-comp",
+            "gzip",
+            "-root-mode",
+            "755",
+        ])
         .arg(out)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -130,6 +130,15 @@ pub(super) fn write(out: &Path, split: bool) -> Result<Written> {
     archive::write(out, split, &metadata, &mut rootfs)
 }
 
+/// Changes with what the image is made from.
+pub(super) fn recipe() -> Result<String> {
+    let binary = std::fs::read(BINARY).with_context(|| format!("{BINARY} (busybox-static)"))?;
+    let files = FILES.iter().map(|(_, _, text)| text.as_bytes());
+    Ok(super::short_digest(
+        &files.chain([binary.as_slice()]).collect::<Vec<_>>(),
+    ))
+}
+
 /// Where busybox wants its links: `bin/sh`, `sbin/init`, …
 fn applets() -> Result<BTreeSet<String>> {
     let listed = Command::new(BINARY).arg("--list-full").output()?;

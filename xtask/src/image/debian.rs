@@ -12,7 +12,8 @@ use super::archive::{self, Metadata, TarFile};
 /// Midnight of the release of Debian 12: fixed, so that only the packages change the image.
 const CREATED: u64 = 1_686_355_200;
 
-const PACKAGES: &str = "systemd,systemd-sysv,systemd-resolved,dbus,iproute2,procps";
+/// udev, because systemd-networkd waits for it before it touches a link where /sys is writable.
+const PACKAGES: &str = "systemd,systemd-sysv,systemd-resolved,udev,dbus,iproute2,procps";
 
 /// Runs with the root filesystem as `$1`, after the packages are installed.
 ///
@@ -67,8 +68,13 @@ pub(super) fn write(out: &Path, split: bool, cache: &Path) -> Result<Written> {
     )
 }
 
+/// Changes with what the image is made from.
+pub(super) fn recipe() -> String {
+    super::short_digest(&[PACKAGES.as_bytes(), HOOK.as_bytes()])
+}
+
 fn rootfs(cache: &Path) -> Result<PathBuf> {
-    let tar = cache.join("debian-rootfs.tar");
+    let tar = cache.join(format!("debian-rootfs-{}.tar", recipe()));
     if tar.exists() {
         return Ok(tar);
     }

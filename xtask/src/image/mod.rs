@@ -49,9 +49,23 @@ pub fn write(kind: Kind, out: &Path, split: bool, cache: &Path) -> Result<Writte
 
 /// The unified image of this kind, made once and kept in `cache`.
 pub fn cached(kind: Kind, cache: &Path) -> Result<PathBuf> {
-    let file = cache.join(format!("{kind}.tar.gz"));
+    let recipe = match kind {
+        Kind::Busybox => busybox::recipe()?,
+        Kind::Debian => debian::recipe(),
+    };
+    let file = cache.join(format!("{kind}-{recipe}.tar.gz"));
     if !file.exists() {
         write(kind, &file, false, cache)?;
     }
     Ok(file)
+}
+
+/// Eight hex digits that stand for these bytes.
+fn short_digest(parts: &[&[u8]]) -> String {
+    let mut digest = <sha2::Sha256 as sha2::Digest>::new();
+    for part in parts {
+        sha2::Digest::update(&mut digest, part.len().to_le_bytes());
+        sha2::Digest::update(&mut digest, part);
+    }
+    hex::encode(&sha2::Digest::finalize(digest)[..4])
 }

@@ -1,12 +1,10 @@
 //! The configuration each service gets.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
 
-use super::process::Account;
 use super::{SERVICES, Sandbox};
 
 pub(super) const LXCFS: &str = "/usr/bin/lxcfs";
@@ -17,13 +15,17 @@ pub(super) fn text(
     service: &str,
     lxcfs: bool,
     extra: &[(String, String)],
-    accounts: &BTreeMap<String, Account>,
 ) -> Result<String> {
     let state = sandbox.state();
     let mut table = Table::new();
+    let mut server = Table::new();
+    server.insert(
+        "listen".into(),
+        Value::Array(vec![unix(&sandbox.grpc_socket(service))]),
+    );
+    server.insert("state_dir".into(), path(&state.join(service)));
     let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
-    set("listen", unix(&sandbox.grpc_socket(service)));
-    set("state_dir", path(&state.join(service)));
+    set("server", Value::Table(server));
     match service {
         "gateway" => {
             set("rest_socket", path(&sandbox.socket()));
@@ -48,13 +50,6 @@ pub(super) fn text(
             set("dnsmasq", path(&dnsmasq()?));
         }
         _ => {}
-    }
-    // Only the gateway may say on whose behalf it calls.
-    if let (true, Some(gateway)) = (service != "gateway", accounts.get("gateway")) {
-        set(
-            "gateway_uids",
-            Value::Array(vec![0.into(), i64::from(gateway.uid).into()]),
-        );
     }
     for (_, addition) in extra.iter().filter(|(name, _)| name == service) {
         let addition: Table = addition

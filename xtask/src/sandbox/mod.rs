@@ -269,7 +269,7 @@ fn bring_up(sandbox: &Sandbox, bin_dir: &Path, options: &UpOptions) -> Result<()
         start_lxcfs(sandbox)?;
     }
     for service in &services {
-        let text = config::text(sandbox, service, lxcfs, &options.extra, &accounts)?;
+        let text = config::text(sandbox, service, lxcfs, &options.extra)?;
         fs::write(sandbox.config_file(service), text)?;
         sandbox.launch(service)?;
     }
