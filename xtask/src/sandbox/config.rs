@@ -24,6 +24,8 @@ pub(super) fn text(
         Value::Array(vec![unix(&sandbox.grpc_socket(service))]),
     );
     server.insert("state_dir".into(), path(&state.join(service)));
+    let metrics = state.join(service).join("metrics.sock");
+    server.insert("metrics_listen".into(), unix(&metrics));
     let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
     set("server", Value::Table(server));
     match service {
