@@ -60,5 +60,5 @@ pub mod store;
 pub use app::App;
 pub use config::Config;
 pub use error::Error;
-pub use grpc::ImageApi;
+pub use grpc::{ImageApi, WholeUploads};
 pub use store::MIGRATIONS;

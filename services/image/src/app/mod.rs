@@ -51,6 +51,9 @@ pub struct ImageView {
     pub aliases: Vec<Alias>,
 }
 
+/// Writes an answer as it is kept.
+pub type Encode<T> = Box<dyn Fn(&T) -> Vec<u8> + Send + Sync>;
+
 /// What a change carries beside its arguments.
 pub struct Call<T> {
     /// Under which the answer is kept; empty keeps none.
@@ -58,7 +61,7 @@ pub struct Call<T> {
     /// For the events.
     pub traceparent: String,
     /// Writes the answer as it is kept.
-    pub encode: Box<dyn Fn(&T) -> Vec<u8> + Send + Sync>,
+    pub encode: Encode<T>,
 }
 
 impl<T> std::fmt::Debug for Call<T> {

@@ -1,4 +1,5 @@
 use super::convert;
+use super::whole_uploads::{BrokenOff, WholeUploads};
 use crate::app::{self, AliasChange, App, Call, ExportMessage, ImageView};
 use crate::error::Error;
 use crate::model::Alias;
@@ -32,8 +33,8 @@ impl ImageApi {
     }
 
     /// The service as a server takes it.
-    pub fn into_server(self) -> ImageServiceServer<Self> {
-        ImageServiceServer::new(self)
+    pub fn into_server(self) -> WholeUploads<ImageServiceServer<Self>> {
+        WholeUploads::new(ImageServiceServer::new(self))
     }
 
     /// Runs a change on a task of its own, once for its request id.
@@ -72,6 +73,14 @@ fn call<T>(key: &str, encode: impl Fn(&T) -> Vec<u8> + Send + Sync + 'static) ->
     }
 }
 
+fn broken_off() -> Result<app::UploadChunk, Error> {
+    Err(Error::Rpc(berth_rpc::Error::new(
+        berth_rpc::Code::Cancelled,
+        "CANCELLED",
+        "the upload broke off",
+    )))
+}
+
 /// A request's id counts within its method; no id, no key.
 fn key(method: &str, request_id: &str) -> String {
     if request_id.is_empty() {
@@ -94,6 +103,8 @@ impl ImageService for ImageApi {
         request: Request<Streaming<proto::ImportImageRequest>>,
     ) -> Answer<proto::Image> {
         use proto::import_image_request::Message;
+        let mark = request.extensions().get::<BrokenOff>().cloned();
+        let mark = mark.ok_or_else(|| Status::internal("the upload's body is not watched"))?;
         let mut stream = request.into_inner();
         let Some(Message::Header(header)) = stream.message().await?.and_then(|m| m.message) else {
             return Err(Error::invalid("header", "the first message must be the header").into());
@@ -106,7 +117,9 @@ impl ImageService for ImageApi {
                 Ok(message) => convert::chunk(message),
                 Err(status) => Err(Error::Rpc(status.into())),
             });
-            let view = app::import_image(&app, call, header, chunks).await?;
+            let end = futures::stream::once(async move { mark.is_set() });
+            let broken = end.filter_map(|broken| async move { broken.then(broken_off) });
+            let view = app::import_image(&app, call, header, chunks.chain(broken)).await?;
             Ok(convert::image_to_proto(&app, &view))
         })
         .await
