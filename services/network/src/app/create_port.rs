@@ -1,0 +1,147 @@
+use std::sync::Arc;
+
+use berth_rpc::{Code, Error, names};
+use berth_server::failpoint;
+
+use super::resolve_port::Place;
+use super::{App, Render, guard_of, host_record_of};
+use crate::model::nic;
+use crate::model::records::{PortRecord, PortSpec};
+use crate::store::Taken;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct CreatePort {
+    /// Its name.
+    pub name: names::Port,
+    /// What it shall be.
+    pub spec: PortSpec,
+    /// Key of the request.
+    pub request_id: String,
+    /// Only say what would be made.
+    pub validate_only: bool,
+}
+
+impl App {
+    /// Declares a port: filters, limits and DHCP's record wait for its link from now on.
+    pub async fn create_port(
+        self: Arc<Self>,
+        ask: CreatePort,
+        render: Render<PortRecord>,
+    ) -> Result<PortRecord, Error> {
+        check_id(&ask.name.port)?;
+        let options = nic::parse(&ask.spec.config)?;
+        let parent = names::Network::new(&ask.name.project, &ask.name.network);
+        let _ports = self.ports.read().await;
+        let own = self.lock_of(match ask.name.network.as_str() {
+            "-" => options.parent.as_deref().unwrap_or("-"),
+            name => name,
+        });
+        let _own = own.lock().await;
+        let place = self.place(&parent, &options).await?;
+        let name = &ask.name;
+        if self.store.port(&name.project, &name.network, &name.port).await?.is_some() {
+            return Err(Error::already_exists("Port", name));
+        }
+        let record = self.resolve(name, ask.spec, &place, &options, None).await?;
+        if ask.validate_only {
+            return Ok(record);
+        }
+        if let Err(error) = self.put_effects(&record, &place).await {
+            self.drop_effects(&record, &place).await;
+            return Err(error);
+        }
+        let answer = render(&record);
+        match self.store.put_port(&record, &ask.request_id, answer).await {
+            Ok(Ok(())) => Ok(record),
+            Ok(Err(taken)) => {
+                // The link's filters are the other port's if that has the same link.
+                if taken != Taken::HostName {
+                    self.drop_effects(&record, &place).await;
+                } else {
+                    self.restore_guard(&record.host_name).await;
+                }
+                Err(taken_error(taken, &record))
+            }
+            Err(error) => {
+                self.drop_effects(&record, &place).await;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn put_effects(
+        &self,
+        record: &PortRecord,
+        place: &Place,
+    ) -> Result<(), Error> {
+        self.host.arm(guard_of(record, place.plan())?).await?;
+        failpoint::pass("network.port.armed").await?;
+        if let Some(plan) = place.plan()
+            && let Some(host) = host_record_of(record, plan)?
+        {
+            self.host.put_record(&plan.name, &host).await?;
+        }
+        failpoint::pass("network.port.recorded").await
+    }
+
+    async fn drop_effects(&self, record: &PortRecord, place: &Place) {
+        let mut result = self.host.disarm(&record.host_name).await;
+        if let (Some(plan), Ok(mac)) = (place.plan(), record.mac.parse()) {
+            let dropped = self.host.drop_record(&plan.name, &record.uid, mac, None).await;
+            result = result.and(dropped);
+        }
+        if let Err(error) = result {
+            tracing::error!(port = %record.resource(), %error, "a failed port leaves something on the host; the reconciler removes it");
+        }
+    }
+
+    /// Puts back the filters of the port that has the link.
+    pub(super) async fn restore_guard(&self, host_name: &str) {
+        let result = async {
+            let ports = self.store.ports().await?;
+            let Some(port) = ports.iter().find(|p| p.host_name == host_name) else {
+                return Ok(());
+            };
+            let network = self.network_of(port).await?;
+            let plan = network.as_ref().map(super::plan_of).transpose()?;
+            self.host.arm(guard_of(port, plan.as_ref())?).await?;
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = result.await {
+            tracing::error!(host_name, %error, "filters cannot be put back; the reconciler tries again");
+        }
+    }
+}
+
+pub(super) fn taken_error(taken: Taken, record: &PortRecord) -> Error {
+    let new = |reason, message| Error::new(Code::AlreadyExists, reason, message);
+    match taken {
+        Taken::Name => Error::already_exists("Port", record.resource()),
+        Taken::HostName => new(
+            "HOST_NAME_TAKEN",
+            format!("Host interface name {:?} is already used by another port", record.host_name),
+        ),
+        Taken::Mac => new(
+            "MAC_TAKEN",
+            format!("MAC address {:?} is already used on {:?}", record.mac, record.parent),
+        ),
+        Taken::Address => new(
+            "ADDRESS_TAKEN",
+            format!("One of the addresses {:?} is already used on {:?}", record.addresses, record.parent),
+        ),
+    }
+}
+
+/// Port ids are chosen by clients: 1 to 128 characters of `[-_.a-zA-Z0-9]`.
+fn check_id(id: &str) -> Result<(), Error> {
+    let fits = (1..=128).contains(&id.len())
+        && id != "."
+        && id != ".."
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::invalid("port_id", format!("{id:?} is not a port's id")))
+    }
+}
