@@ -301,6 +301,9 @@ fn listen(run_dir: &OwnedFd) -> Result<OwnedFd> {
     // SAFETY: sets one integer of this process.
     unsafe { libc::umask(0o077) };
     let listener = std::os::unix::net::UnixListener::bind(path).at("monitor", format!("binding {SOCKET}"))?;
+    // What is made in a guest's file systems later has ordinary modes, whatever the service's umask was.
+    // SAFETY: as above.
+    unsafe { libc::umask(0o022) };
     listener.set_nonblocking(true).at("monitor", "making the socket non-blocking")?;
     Ok(listener.into())
 }

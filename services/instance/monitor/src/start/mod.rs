@@ -53,17 +53,21 @@ pub(crate) struct Run {
 struct Partial {
     cgroup: Option<GuestCgroup>,
     child: Option<Child>,
+    /// Where the child says what failed.
+    sync: Option<OwnedFd>,
     links: usize,
 }
 
 /// Starts a guest. After an error nothing of it is left.
 pub(crate) fn start(spec: &Spec, host: &Host) -> Result<Run> {
-    let mut partial = Partial { cgroup: None, child: None, links: 0 };
+    let mut partial = Partial { cgroup: None, child: None, sync: None, links: 0 };
     match try_start(spec, host, &mut partial) {
         Ok(run) => Ok(run),
         Err(fault) => {
+            // A child that failed by itself makes the next thing fail here (its /proc is empty): its word counts.
+            let told = partial.sync.as_ref().and_then(pending_fault);
             undo(spec, host, partial);
-            Err(fault)
+            Err(told.unwrap_or(fault))
         }
     }
 }
@@ -78,7 +82,8 @@ fn try_start(spec: &Spec, host: &Host, partial: &mut Partial) -> Result<Run> {
     };
     let tasks = cgroup.tasks()?;
     let (sync, child_sync) = sys::socket::pair().at("sync", "making a socket pair")?;
-    sys::socket::receive_timeout(&sync, STEP_SECONDS).at("sync", "setting the timeout")?;
+    let sync = partial.sync.insert(sync);
+    sys::socket::receive_timeout(&*sync, STEP_SECONDS).at("sync", "setting the timeout")?;
 
     let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
     if !spec.privileged {
@@ -86,7 +91,8 @@ fn try_start(spec: &Spec, host: &Host, partial: &mut Partial) -> Result<Run> {
     }
     let cgroup2 = cgroup.v2();
     let Some(child) = sys::clone3(flags, cgroup2).at("namespaces", "clone3")? else {
-        drop(sync);
+        // The parent's end, in the child's copy: left open here it would hide the parent's death.
+        drop(partial.sync.take());
         child::run(ChildContext { spec, prepared, sync: child_sync, tasks: &tasks, has_cgroup2: cgroup2.is_some() });
     };
     let child = partial.child.insert(child);
@@ -101,11 +107,11 @@ fn try_start(spec: &Spec, host: &Host, partial: &mut Partial) -> Result<Run> {
     cgroup.delegate(uid, gid)?;
     crate::rlimit::apply(pid, &spec.rlimits)?;
     set_oom_score(pid, spec, host)?;
-    say(&sync, b'G')?;
+    say(sync, b'G')?;
     // The child has its own copies; these would keep file systems busy.
     drop(prepared);
 
-    expect(&sync, b'N')?;
+    expect(sync, b'N')?;
     let netns = open_namespace(pid, "net")?;
     for nic in &spec.nics {
         partial.links += 1;
@@ -114,14 +120,14 @@ fn try_start(spec: &Spec, host: &Host, partial: &mut Partial) -> Result<Run> {
     let guest_route = open_route_in(&netns, &host.netns)?;
     links::set_up(&guest_route, "lo", true).at("network", "setting lo up")?;
 
-    let mut fds = expect(&sync, b'C')?.into_iter();
+    let mut fds = expect(sync, b'C')?.into_iter();
     let (Some(console_master), Some(console_slave), Some(devpts)) = (fds.next(), fds.next(), fds.next()) else {
         return Err(Fault::new("console", FaultCode::State, "the child sent no console"));
     };
     sys::set_nonblocking(&console_master).at("console", "making the console non-blocking")?;
     let (started, started_at_ms) = (Instant::now(), sys::now_ms());
-    say(&sync, b'X')?;
-    wait_for_exec(&sync)?;
+    say(sync, b'X')?;
+    wait_for_exec(sync)?;
     let (Some(init), Some(cgroup)) = (partial.child.take(), partial.cgroup.take()) else {
         return Err(Fault::new("monitor", FaultCode::State, "the run was taken apart while starting"));
     };
@@ -198,6 +204,18 @@ impl Run {
             crate::log::line(format_args!("waiting for init: {e}"));
         }
         self.take_down(spec, host);
+    }
+}
+
+/// The fault among what the child said and nobody heard yet.
+fn pending_fault(sync: &OwnedFd) -> Option<Fault> {
+    let mut message = vec![0; 8 << 10];
+    loop {
+        match sys::socket::receive(sync, &mut message, libc::MSG_DONTWAIT) {
+            Ok((n, _)) if n > 1 && message[0] == b'E' => return Some(parse_fault(&message[1..n])),
+            Ok((1.., _)) => {}
+            _ => return None,
+        }
     }
 }
 

@@ -134,6 +134,11 @@ pub(crate) fn device_node(spec: &Spec, devices_dir: &OwnedFd, device: &DeviceNod
         NodeKind::Block => libc::S_IFBLK,
     };
     sys::mknodat(devices_dir, &file, kind | device.mode, libc::makedev(device.major, device.minor)).at("devices", what("making"))?;
+    // mknod's mode went through the umask.
+    let mode = rustix::fs::Mode::from_raw_mode(device.mode);
+    rustix::fs::chmodat(devices_dir, &file, mode, rustix::fs::AtFlags::empty())
+        .map_err(io::Error::from)
+        .at("devices", what("setting the mode of"))?;
     sys::fchownat(devices_dir, &file, uid, gid).at("devices", what("giving away"))?;
     let tree = mount::clone_tree(devices_dir, &file, false).at("devices", what("binding"))?;
     mount::set_attr(&tree, 0, mount::ATTR_NODEV, None, false).at("devices", what("allowing"))?;
