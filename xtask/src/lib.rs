@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod image;
 pub mod packages;
+mod postgres;
 pub mod quickstart;
 pub mod rest;
 pub mod sandbox;

@@ -113,6 +113,7 @@ fn run(task: Task) -> Result<()> {
                 only,
                 extra,
             } = options;
+            let environment = Vec::new();
             let options = UpOptions {
                 isolated,
                 release,
@@ -120,6 +121,7 @@ fn run(task: Task) -> Result<()> {
                 bin_dir,
                 only,
                 extra,
+                environment,
             };
             println!("{}", up(&state, &options)?.socket().display());
             Ok(())

@@ -1,13 +1,14 @@
 //! `cargo xtask test`: every test there is, and one line at the end that counts them.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::image::{self, Kind};
 use crate::packages;
+use crate::postgres::Postgres;
 use crate::sandbox::paths;
 
 #[derive(Debug, clap::Args)]
@@ -46,7 +47,10 @@ pub fn run(options: &Options) -> Result<()> {
     for kind in [Kind::Busybox, Kind::Debian] {
         image::cached(kind, &paths::cache())?;
     }
-    let counted = run_tests(options, &binaries)?;
+    let postgres = Postgres::start()?;
+    let counted = run_tests(options, &binaries, &postgres)?;
+    // Before `exit`, which runs no destructors.
+    drop(postgres);
     println!("\n{counted}");
     if counted.failed > 0 || !counted.finished {
         std::process::exit(1);
@@ -101,7 +105,7 @@ impl std::fmt::Display for Counted {
     }
 }
 
-fn run_tests(options: &Options, binaries: &PathBuf) -> Result<Counted> {
+fn run_tests(options: &Options, binaries: &Path, postgres: &Postgres) -> Result<Counted> {
     let has = |args: &[&str]| {
         let mut probe = Command::new(cargo_binary());
         probe.args(args).stdout(Stdio::null()).stderr(Stdio::null());
@@ -112,7 +116,9 @@ fn run_tests(options: &Options, binaries: &PathBuf) -> Result<Counted> {
     command
         .current_dir(paths::workspace())
         .env("BERTH_BIN_DIR", binaries);
-    command.env("BERTH_CACHE", paths::cache());
+    command
+        .env("BERTH_CACHE", paths::cache())
+        .env("BERTH_TEST_POSTGRES", postgres.url());
     if nextest {
         command.args(["nextest", "run", "--no-fail-fast", "--color", "never"]);
     } else {

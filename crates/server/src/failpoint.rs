@@ -3,8 +3,13 @@
 //! Actions: `crash` (the process kills itself), `error` (the step fails), `sleep(MS)`, each
 //! optionally `N*` in front (only the first N times) or `@N` behind (only the Nth time).
 //! Without the variable a point costs one load of a static.
+//!
+//! `BERTH_FAILPOINT_LOG=FILE` appends the name of every point that is passed, so that a test can
+//! learn which points a piece of work has.
 
 use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -23,6 +28,7 @@ struct Point {
     seen: u64,
 }
 
+static LOG: OnceLock<Option<File>> = OnceLock::new();
 static POINTS: OnceLock<Option<Mutex<HashMap<String, Point>>>> = OnceLock::new();
 
 fn parse(text: &str) -> HashMap<String, Point> {
@@ -64,7 +70,27 @@ fn parse(text: &str) -> HashMap<String, Point> {
     points
 }
 
+fn log(name: &str) {
+    let open = || {
+        let path = std::env::var_os("BERTH_FAILPOINT_LOG")?;
+        match OpenOptions::new().append(true).create(true).open(&path) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                tracing::error!(%error, "no failpoint log at {}", path.display());
+                None
+            }
+        }
+    };
+    // One write per line: appends of several processes do not mix.
+    if let Some(mut file) = LOG.get_or_init(open).as_ref()
+        && let Err(error) = file.write_all(format!("{name}\n").as_bytes())
+    {
+        tracing::error!(%error, "failpoint log");
+    }
+}
+
 fn next(name: &str) -> Option<Action> {
+    log(name);
     let points = POINTS
         .get_or_init(|| {
             std::env::var("BERTH_FAILPOINTS")

@@ -26,12 +26,15 @@ pub struct Traces {
 impl Traces {
     /// Remembers what identifies a running sandbox.
     pub fn of(sandbox: &Sandbox) -> Self {
-        let gateway = sandbox.pid("gateway").expect("a running gateway");
+        let running = xtask::sandbox::SERVICES
+            .iter()
+            .find_map(|service| sandbox.pid(service));
+        let running = running.expect("a running service");
         Self {
             state: sandbox.state().to_owned(),
             cgroup_parent: sandbox.cgroup_parent(),
             netns: sandbox.netns(),
-            netns_inode: fs::read_link(format!("/proc/{gateway}/ns/net")).ok(),
+            netns_inode: fs::read_link(format!("/proc/{running}/ns/net")).ok(),
             bin: sandbox.state().join("bin"),
         }
     }

@@ -5,6 +5,11 @@
 //! checked against LXD itself: `BERTH_E2E_SOCKET=/path/unix.socket cargo nextest run -p berth-e2e
 //! lxc_`. They leave such a server as they found it.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a scenario reports what it did not expect by panicking"
+)]
+
 pub mod inventory;
 pub mod lxc;
 pub mod python;

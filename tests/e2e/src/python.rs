@@ -1,7 +1,7 @@
 //! A Python with the clients people use, from PyPI, made once and kept in the cache.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use xtask::sandbox::paths;
@@ -45,33 +45,7 @@ pub fn interpreter() -> PathBuf {
     python
 }
 
-/// Generates gRPC stubs for every `.proto` below `protos` into `out`.
-pub fn stubs(protos: &Path, out: &Path) {
-    let mut files = Vec::new();
-    collect(&protos.join("berth"), &mut files);
-    collect(&protos.join("google"), &mut files);
-    let mut protoc = Command::new(interpreter());
-    protoc.args(["-m", "grpc_tools.protoc"]);
-    protoc.arg(format!("--proto_path={}", protos.display()));
-    protoc.arg(format!("--python_out={0}", out.display()));
-    protoc.arg(format!("--grpc_python_out={0}", out.display()));
-    run(protoc.args(files));
-}
-
-fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|e| e == "proto") {
-            files.push(path);
-        }
-    }
-}
-
+/// Standard output of a program that must succeed.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();

@@ -3,6 +3,8 @@
 //! Hostile archives run wherever the scenario runs; a server that obeys them writes below a
 //! directory that this scenario made and looks at afterwards.
 
+#![allow(clippy::unwrap_used, reason = "a scenario reports by panicking")]
+
 use std::io::Write;
 
 use berth_e2e::{Image, Rest, Server};

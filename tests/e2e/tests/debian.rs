@@ -1,5 +1,7 @@
 //! The main job: a Debian 12 system container, as a user meets it through the stock `lxc`.
 
+#![allow(clippy::unwrap_used, reason = "a scenario reports by panicking")]
+
 use std::time::Duration;
 
 use berth_e2e::{Image, Server, wait};

@@ -1,5 +1,7 @@
 //! The stock `lxc` on configuration, profiles and snapshots.
 
+#![allow(clippy::unwrap_used, reason = "a scenario reports by panicking")]
+
 use berth_e2e::{Image, Server};
 
 #[test]

@@ -1,5 +1,7 @@
 //! The stock `lxc` on instances: their life, commands in them, their files.
 
+#![allow(clippy::unwrap_used, reason = "a scenario reports by panicking")]
+
 use std::time::Duration;
 
 use berth_e2e::{Image, Lxc, Server, wait};

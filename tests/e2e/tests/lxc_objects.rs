@@ -1,5 +1,7 @@
 //! The stock `lxc` on images, storage and networks.
 
+#![allow(clippy::unwrap_used, reason = "a scenario reports by panicking")]
+
 use std::path::Path;
 
 use berth_e2e::{Image, Server, wait};

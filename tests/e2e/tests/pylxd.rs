@@ -1,5 +1,7 @@
 //! pylxd 2.4.2, unmodified.
 
+#![allow(clippy::unwrap_used, reason = "a scenario reports by panicking")]
+
 use std::process::Command;
 
 use berth_e2e::{Image, Server, python};

@@ -49,6 +49,9 @@ pub struct UpOptions {
     pub only: Vec<String>,
     /// Additions to a service's configuration: (service, TOML).
     pub extra: Vec<(String, String)>,
+    /// Additions to the services' environment; what this process has as `BERTH_*`, `OTEL_*` and
+    /// `RUST_*` they get anyway.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A sandbox on disk, running or not.
@@ -170,10 +173,15 @@ impl Sandbox {
 
     /// Starts services that are not running and waits until they answer.
     pub fn start(&self, services: &[&str]) -> Result<()> {
+        self.start_with(services, &[])
+    }
+
+    /// The same with additions to their environment, for example `BERTH_FAILPOINTS`.
+    pub fn start_with(&self, services: &[&str], environment: &[(&str, &str)]) -> Result<()> {
         for service in services {
             known(service)?;
             if self.pid(service).is_none() {
-                self.launch(service)?;
+                self.launch(service, environment)?;
             }
         }
         for service in services {
@@ -182,7 +190,7 @@ impl Sandbox {
         Ok(())
     }
 
-    fn launch(&self, service: &str) -> Result<()> {
+    fn launch(&self, service: &str, environment: &[(&str, &str)]) -> Result<()> {
         let record = self.record()?;
         process::spawn(Spawn {
             program: self.executable(service),
@@ -190,11 +198,19 @@ impl Sandbox {
             log: self.log_file(service),
             pid_file: self.pid_file(service),
             namespaces: self.namespaces()?,
+            environment: owned(environment),
             private_mounts: service == "storage",
             account: record.accounts.get(service).copied(),
         })
         .with_context(|| format!("cannot start {service}"))
     }
+}
+
+fn owned(environment: &[(&str, &str)]) -> Vec<(String, String)> {
+    environment
+        .iter()
+        .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
 }
 
 fn known(service: &str) -> Result<()> {
@@ -271,7 +287,12 @@ fn bring_up(sandbox: &Sandbox, bin_dir: &Path, options: &UpOptions) -> Result<()
     for service in &services {
         let text = config::text(sandbox, service, lxcfs, &options.extra)?;
         fs::write(sandbox.config_file(service), text)?;
-        sandbox.launch(service)?;
+        let environment: Vec<_> = options
+            .environment
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+            .collect();
+        sandbox.launch(service, &environment)?;
     }
     for service in &services {
         ready::wait(sandbox, service)?;
@@ -338,6 +359,7 @@ fn start_lxcfs(sandbox: &Sandbox) -> Result<()> {
         log: sandbox.log_file("lxcfs"),
         pid_file: sandbox.pid_file("lxcfs"),
         namespaces: sandbox.namespaces()?,
+        environment: Vec::new(),
         private_mounts: false,
         account: None,
     })?;

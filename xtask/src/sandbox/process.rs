@@ -71,6 +71,7 @@ pub(super) struct Spawn {
     pub(super) log: PathBuf,
     pub(super) pid_file: PathBuf,
     pub(super) namespaces: Namespaces,
+    pub(super) environment: Vec<(String, String)>,
     pub(super) private_mounts: bool,
     pub(super) account: Option<Account>,
 }
@@ -97,6 +98,7 @@ pub(super) fn spawn(spawn: Spawn) -> Result<()> {
             let name = name.to_string_lossy();
             PASSED.iter().any(|passed| name.starts_with(passed))
         }))
+        .envs(spawn.environment)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
