@@ -54,6 +54,7 @@ mod config;
 mod error;
 mod grpc;
 pub mod model;
+mod purge;
 mod reconcile;
 pub mod store;
 
@@ -61,4 +62,5 @@ pub use app::App;
 pub use config::Config;
 pub use error::Error;
 pub use grpc::{ImageApi, WholeUploads};
+pub use purge::purge;
 pub use store::MIGRATIONS;

@@ -13,8 +13,8 @@ async fn main() -> anyhow::Result<()> {
     );
     let config: Config = match args.load("BERTH_IMAGE")? {
         Startup::Serve(config) => config,
-        // Everything is in the state directory, which is the operator's to remove.
-        Startup::Purge(_) | Startup::Done => return Ok(()),
+        Startup::Purge(config) => return berth_image::purge(&config).await.context("purging"),
+        Startup::Done => return Ok(()),
     };
     let _telemetry = berth_server::telemetry("berth-image", &config.server)?;
     let state_dir = &config.server.state_dir;

@@ -142,5 +142,16 @@ async fn a_failing_step_takes_back_what_was_done() -> anyhow::Result<()> {
     }
     import(&mut running.client, upload()).await?;
     assert_eq!(files(&state.join("blobs")).len(), 2);
+
+    let config = dir.path().join("image.toml");
+    let purge = || run(&["--config", config.to_str().unwrap(), "purge"]);
+    assert!(!purge().status.success(), "purged under a running service");
+    assert_eq!(list(&mut running.client).await?, 1);
+    drop(running);
+    assert!(purge().status.success());
+    assert!(purge().status.success());
+    assert!(!state.join("blobs").exists());
+    let mut running = start(dir.path(), "").await?;
+    assert_eq!(list(&mut running.client).await?, 0);
     Ok(())
 }
