@@ -183,7 +183,7 @@ async fn finish(
             Err(failure)
         }
     };
-    let view = images::imported(app, &query.project, imported).await?;
+    let view = images::imported(app, &query.project, imported);
     Ok(envelope::operation(&view))
 }
 

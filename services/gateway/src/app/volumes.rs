@@ -1,0 +1,191 @@
+//! Custom volumes and their snapshots.
+
+use berth_proto::storage::{self, CreateVolumeRequest, create_volume_request::Source};
+use berth_rpc::{Code, Error};
+use futures::{StreamExt, TryStreamExt};
+
+use crate::App;
+use crate::app::operations::{About, View};
+use crate::app::sagas::{self, volumes as steps};
+use crate::clients::Owners;
+use crate::error::Failure;
+
+/// Volumes whose snapshots are listed side by side.
+const AT_ONCE: usize = 8;
+
+/// Snapshots of several volumes, by the volume's resource name.
+///
+/// # Errors
+/// When storage refuses one.
+pub async fn snapshots_of(
+    owners: &Owners,
+    volumes: Vec<String>,
+) -> Result<Vec<(String, Vec<storage::Snapshot>)>, Error> {
+    futures::stream::iter(volumes)
+        .map(|volume| {
+            let mut client = owners.volumes();
+            async move {
+                let request = storage::ListSnapshotsRequest {
+                    parent: volume.clone(),
+                };
+                let snapshots = client.list_snapshots(request).await?.into_inner().snapshots;
+                Ok((volume, snapshots))
+            }
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+fn last(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+fn creation(request: CreateVolumeRequest) -> steps::Create {
+    let volume = request.volume.unwrap_or_default();
+    steps::Create {
+        parent: request.parent,
+        volume: request.volume_id,
+        description: volume.description,
+        content_type: volume.content_type,
+        config: volume.config.into_iter().collect(),
+        copy_of: match request.source {
+            Some(Source::CopyOf(name)) => Some(name),
+            _ => None,
+        },
+        with_snapshots: request.with_snapshots,
+    }
+}
+
+/// Makes an empty volume, and returns when it is there.
+///
+/// # Errors
+/// In LXD's words where it has some.
+pub async fn create(
+    app: &App,
+    project: &str,
+    request: CreateVolumeRequest,
+) -> Result<(), Failure> {
+    sagas::finish(
+        app,
+        steps::CREATE,
+        &creation(request),
+        About::task("Creating storage volume", project),
+    )
+    .await
+    .map_err(|error| match error.code {
+        Code::AlreadyExists => Failure::conflict("Volume by that name already exists"),
+        _ => error.into(),
+    })
+}
+
+/// Begins to copy a volume.
+///
+/// # Errors
+/// When the name is taken or the source is not there.
+pub async fn copy(
+    app: &App,
+    project: &str,
+    request: CreateVolumeRequest,
+) -> Result<View, Failure> {
+    let params = creation(request);
+    let new = About::task("Copying storage volume", project)
+        .on("storage_volumes", &params.volume);
+    app.operations.begin(steps::CREATE, &params, new).await
+}
+
+/// Removes a volume, and returns when it is gone.
+///
+/// # Errors
+/// In LXD's words where it has some.
+pub async fn delete(app: &App, project: &str, name: &str) -> Result<(), Failure> {
+    let params = steps::Delete {
+        name: name.to_owned(),
+    };
+    let new = About::task("Deleting storage volume", project);
+    sagas::finish(app, steps::DELETE, &params, new)
+        .await
+        .map_err(|error| match (error.code, error.reason.as_str()) {
+            (_, "HELD") => Failure::bad_request("The storage volume is still in use"),
+            (Code::NotFound, _) if !error.message.contains("ool \"") => {
+                Failure::not_found("Storage pool volume not found")
+            }
+            _ => error.into(),
+        })
+}
+
+fn of_snapshot(volume: &str, snapshot: &str) -> steps::OfSnapshot {
+    steps::OfSnapshot {
+        volume: volume.to_owned(),
+        snapshot: snapshot.to_owned(),
+        new_name: String::new(),
+        expire_time: String::new(),
+    }
+}
+
+/// Begins to take a snapshot.
+///
+/// # Errors
+/// When the operation cannot be written down.
+pub async fn create_snapshot(
+    app: &App,
+    project: &str,
+    volume: &str,
+    snapshot: &str,
+    expire_time: &str,
+) -> Result<View, Failure> {
+    let mut params = of_snapshot(volume, snapshot);
+    expire_time.clone_into(&mut params.expire_time);
+    let new = About::task("Creating storage volume snapshot", project)
+    .on("storage_volumes", last(volume));
+    app.operations.begin(steps::CREATE_SNAPSHOT, &params, new).await
+}
+
+/// Begins to rename a snapshot.
+///
+/// # Errors
+/// When the operation cannot be written down.
+pub async fn rename_snapshot(
+    app: &App,
+    project: &str,
+    volume: &str,
+    snapshot: &str,
+    new_name: &str,
+) -> Result<View, Failure> {
+    let mut params = of_snapshot(volume, snapshot);
+    new_name.clone_into(&mut params.new_name);
+    let new = About::task("Renaming storage volume snapshot", project)
+    .on("storage_volume_snapshots", last(volume));
+    app.operations.begin(steps::RENAME_SNAPSHOT, &params, new).await
+}
+
+/// Begins to remove a snapshot.
+///
+/// # Errors
+/// When the operation cannot be written down.
+pub async fn delete_snapshot(
+    app: &App,
+    project: &str,
+    volume: &str,
+    snapshot: &str,
+) -> Result<View, Failure> {
+    let new = About::task("Deleting storage volume snapshot", project)
+    .on("storage_volume_snapshots", last(volume));
+    let params = of_snapshot(volume, snapshot);
+    app.operations.begin(steps::DELETE_SNAPSHOT, &params, new).await
+}
+
+/// Brings a volume back to a snapshot, and returns when it is done.
+///
+/// # Errors
+/// When there is no such snapshot, or the volume is in use.
+pub async fn restore(
+    app: &App,
+    project: &str,
+    volume: &str,
+    snapshot: &str,
+) -> Result<(), Failure> {
+    let new = About::task("Restoring storage volume", project);
+    let params = of_snapshot(volume, snapshot);
+    Ok(sagas::finish(app, steps::RESTORE, &params, new).await?)
+}
