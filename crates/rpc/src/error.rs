@@ -268,10 +268,23 @@ impl From<Error> for Status {
     }
 }
 
+/// A connection that breaks under a call comes as UNKNOWN, INTERNAL or CANCELLED of tonic's own
+/// making, with hyper's or h2's error as its source. Services of Berth send such codes with details.
+fn is_broken_connection(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        tonic::Code::Unknown | tonic::Code::Internal | tonic::Code::Cancelled
+    ) && std::error::Error::source(status).is_some()
+}
+
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
-        let code = Code::from_tonic(status.code());
+        let code = if details.error_info().is_none() && is_broken_connection(&status) {
+            Code::Unavailable
+        } else {
+            Code::from_tonic(status.code())
+        };
         let reason = details.error_info().map_or_else(
             || {
                 if code == Code::Unavailable {
@@ -300,7 +313,7 @@ impl From<Status> for Error {
             .map(|p| p.violations.iter().map(|v| v.subject.clone()).collect())
             .unwrap_or_default();
         let message = status.message().to_owned();
-        let source = (status.code() == tonic::Code::Unavailable)
+        let source = (code == Code::Unavailable)
             .then(|| Box::new(status) as Box<dyn std::error::Error + Send + Sync>);
         Self {
             code,

@@ -119,6 +119,23 @@ impl From<tonic::Status> for Failure {
     }
 }
 
+impl From<Failure> for Error {
+    /// For operations, which keep owners' errors: only the sentence matters after this.
+    fn from(failure: Failure) -> Self {
+        let code = match failure.status {
+            StatusCode::BAD_REQUEST => Code::InvalidArgument,
+            StatusCode::NOT_FOUND => Code::NotFound,
+            StatusCode::CONFLICT => Code::AlreadyExists,
+            StatusCode::PRECONDITION_FAILED => Code::Aborted,
+            StatusCode::FORBIDDEN => Code::PermissionDenied,
+            StatusCode::NOT_IMPLEMENTED => Code::Unimplemented,
+            StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
+            _ => Code::Internal,
+        };
+        Error::new(code, "GATEWAY", failure.message)
+    }
+}
+
 /// The sentence an operation's `err` shows for an owner's error.
 pub fn sentence(error: &Error) -> String {
     sentence_of(error)

@@ -28,7 +28,7 @@
 //! **Invariants**
 //! - A step's `request_id` is made from the operation and the step; running it twice is running it once.
 //! - The final event of an operation follows its last metadata update; a finished operation stays
-//!   readable for [`app::operations::KEEP_FINISHED`].
+//!   readable for half a minute.
 //! - No root, no host effects: nothing here opens a file outside the state directory, and host facts
 //!   come from the owners.
 //!
@@ -53,6 +53,8 @@ pub struct Gateway {
     pub operations: app::operations::Operations,
     /// The clients' event stream.
     pub events: app::events::Events,
+    /// What does not work, as far as somebody looked.
+    pub warnings: app::warnings::Warnings,
     /// How the server presents itself.
     pub identity: config::Identity,
 }

@@ -1,33 +1,24 @@
-//! Operations as clients see them, durable (sagas) and live (websockets and what dies with us).
+//! Operations as LXD's clients see them, over [`berth_operations`]: durable ones are sagas, live
+//! ones are websockets and what dies with this process.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub use berth_operations::Class;
+use berth_operations::{New, Operation, Record, State};
+use berth_rpc::Error;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::broadcast;
 
+use crate::Gateway;
 use crate::app::events::{Events, Kind};
-use crate::app::time;
-use crate::error::Failure;
+use crate::error::{self, Failure};
 
-/// How long a finished operation stays readable; LXD's clients read it again after its final event.
-pub const KEEP_FINISHED: Duration = Duration::from_secs(30);
-
-/// What kind of operation it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Class {
-    /// Work.
-    Task,
-    /// Work that clients attach streams to.
-    Websocket,
-    /// A secret to be redeemed.
-    Token,
-}
+/// The durable machinery.
+pub type Durable = berth_operations::Operations<Gateway>;
 
 /// LXD's status codes, as far as operations have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +66,26 @@ impl Status {
     pub fn is_final(self) -> bool {
         self.code() >= 200
     }
+
+    fn of(record: &Record) -> Self {
+        match record.state {
+            State::Pending => Self::Pending,
+            State::Running => Self::Running,
+            State::Unwinding if is_cancel(record) => Self::Cancelling,
+            // To clients an operation that is being undone still runs.
+            State::Unwinding => Self::Running,
+            State::Succeeded => Self::Success,
+            State::Failed => Self::Failure,
+            State::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+fn is_cancel(record: &Record) -> bool {
+    record
+        .failure
+        .as_ref()
+        .is_some_and(|f| f.reason == "CANCELLED")
 }
 
 /// Resources an operation works on: kind → URLs.
@@ -110,21 +121,46 @@ pub struct View {
     /// Not shown; events carry it.
     #[serde(skip)]
     pub project: String,
-    #[serde(skip)]
-    state: Status,
 }
 
-impl View {
-    /// The status as a type.
-    pub fn state(&self) -> Status {
-        self.state
+impl From<Record> for View {
+    fn from(record: Record) -> Self {
+        let status = Status::of(&record);
+        // The failure is known while it is unwound, but final states alone have an `err`.
+        let err = match record.failure {
+            Some(failure) if status.is_final() => error::sentence(&Error::from(failure)),
+            _ => String::new(),
+        };
+        let resources: Resources = record
+            .resources
+            .into_iter()
+            .map(|(kind, names)| {
+                let urls = names.iter().map(|name| url(&kind, name)).collect();
+                (kind, urls)
+            })
+            .collect();
+        Self {
+            id: record.id,
+            class: record.class,
+            description: record.description,
+            created_at: record.created_at,
+            updated_at: record.updated_at,
+            status: status.name(),
+            status_code: status.code(),
+            resources: (!resources.is_empty()).then_some(resources),
+            metadata: (!record.metadata.is_empty()).then_some(record.metadata),
+            may_cancel: record.may_cancel,
+            err,
+            location: "none",
+            project: record.project,
+        }
     }
+}
 
-    fn set(&mut self, state: Status) {
-        self.state = state;
-        self.status = state.name();
-        self.status_code = state.code();
-    }
+/// 5.0.2's clients take the piece after the last slash for the name.
+fn url(kind: &str, resource: &str) -> String {
+    let name = resource.rsplit('/').next().unwrap_or(resource);
+    format!("/1.0/{kind}/{name}")
 }
 
 /// What a new operation says of itself.
@@ -136,12 +172,14 @@ pub struct About {
     pub description: String,
     /// Project of the request.
     pub project: String,
-    /// What it works on.
-    pub resources: Resources,
+    /// Resource names it works on, by kind.
+    pub resources: BTreeMap<String, Vec<String>>,
     /// Known from the start.
     pub metadata: Option<Map<String, Value>>,
     /// Whether it may be cancelled.
     pub may_cancel: bool,
+    /// A second start with the same id gives the first's operation; empty = never the same.
+    pub request_id: String,
 }
 
 impl About {
@@ -151,19 +189,24 @@ impl About {
             class: Class::Task,
             description: description.to_owned(),
             project: project.to_owned(),
-            resources: Resources::new(),
+            resources: BTreeMap::new(),
             metadata: None,
             may_cancel: false,
+            request_id: String::new(),
         }
     }
 
     /// Names a resource: kind `instances` and name `c1` become `/1.0/instances/c1`.
     #[must_use]
     pub fn on(mut self, kind: &str, name: &str) -> Self {
+        // `containers` is only another word of LXD's for the same collection.
+        let collection = if kind == "containers" { "instances" } else { kind };
+        let name = berth_rpc::names::encode_segment(name);
+        let resource = format!("projects/{}/{collection}/{name}", self.project);
         self.resources
             .entry(kind.to_owned())
             .or_default()
-            .push(format!("/1.0/{kind}/{}", berth_rpc::names::encode_segment(name)));
+            .push(resource);
         self
     }
 
@@ -171,6 +214,26 @@ impl About {
     #[must_use]
     pub fn on_container(self, name: &str) -> Self {
         self.on("containers", name).on("instances", name)
+    }
+
+    /// With the caller's id for its request.
+    #[must_use]
+    pub fn requested_as(mut self, request_id: &str) -> Self {
+        request_id.clone_into(&mut self.request_id);
+        self
+    }
+
+    fn new_as(self, verb: &str) -> New {
+        New {
+            class: self.class,
+            verb: verb.to_owned(),
+            description: self.description,
+            project: self.project,
+            resources: self.resources,
+            metadata: self.metadata.unwrap_or_default(),
+            may_cancel: self.may_cancel,
+            request_id: self.request_id,
+        }
     }
 }
 
@@ -182,158 +245,109 @@ pub trait Sockets: Send + Sync + std::fmt::Debug {
     fn attach(&self, stream: &str, socket: axum::extract::ws::WebSocket);
 }
 
-#[derive(Debug)]
-struct Entry {
-    view: Mutex<View>,
-    changed: watch::Sender<u64>,
-    cancel: CancellationToken,
-    sockets: Option<Arc<dyn Sockets>>,
-}
-
-impl Entry {
-    fn lock(&self) -> MutexGuard<'_, View> {
-        // A panic while it was held left a whole view: every update is one assignment.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The worker's side of an operation.
+/// The worker's side of a live operation.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    entry: Arc<Entry>,
-    operations: Operations,
+    operation: Operation,
 }
 
 impl Handle {
     /// UUID.
     pub fn id(&self) -> String {
-        self.entry.lock().id.clone()
+        self.operation.id()
     }
 
     /// The view as it is.
     pub fn view(&self) -> View {
-        self.entry.lock().clone()
+        self.operation.record().into()
     }
 
-    /// Changes the metadata and tells listeners. Nothing after the end.
+    /// Changes the metadata and tells listeners.
     pub fn update(&self, change: impl FnOnce(&mut Map<String, Value>)) {
-        self.change(|view| change(view.metadata.get_or_insert_default()), true);
+        let mut more = Map::new();
+        change(&mut more);
+        self.operation.merge_metadata(more);
     }
 
-    /// Ends it; the first end counts.
-    pub fn finish(&self, result: Result<(), String>) {
-        self.change(
-            |view| match result {
-                Ok(()) => view.set(Status::Success),
-                Err(sentence) if view.state == Status::Cancelling => {
-                    view.set(Status::Cancelled);
-                    view.err = sentence;
-                }
-                Err(sentence) => {
-                    view.set(Status::Failure);
-                    view.err = sentence;
-                }
-            },
-            false,
-        );
-        self.operations.forget_later(self.id());
-    }
-
-    /// Fires when the client cancels.
-    pub fn cancelled(&self) -> CancellationToken {
-        self.entry.cancel.clone()
-    }
-
-    /// Marks it as running.
-    pub fn started(&self) {
-        self.change(|view| view.set(Status::Running), false);
-    }
-
-    fn change(&self, change: impl FnOnce(&mut View), touches: bool) {
-        let mut view = self.entry.lock();
-        if view.state.is_final() {
-            return;
-        }
-        change(&mut view);
-        if touches {
-            view.updated_at = time::now();
-        }
-        // Sent under the lock: the final event must follow the last update.
-        self.operations.announce(&view);
-        drop(view);
-        self.entry.changed.send_modify(|n| *n += 1);
+    /// Returns when the client cancels.
+    pub async fn cancelled(&self) {
+        self.operation.cancelled().await;
     }
 }
+
+type SocketMap = Arc<Mutex<HashMap<String, Arc<dyn Sockets>>>>;
 
 /// All operations of this server. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Operations {
-    entries: Arc<Mutex<HashMap<String, Arc<Entry>>>>,
-    events: Events,
+    durable: Arc<Durable>,
+    sockets: SocketMap,
 }
 
 impl Operations {
-    /// None yet.
-    pub fn new(events: Events) -> Self {
+    /// Over the durable machinery; tells `events` of every change from now on.
+    pub fn new(durable: Arc<Durable>, events: Events) -> Self {
+        tokio::spawn(announce(durable.subscribe(), events));
         Self {
-            entries: Arc::default(),
-            events,
+            durable,
+            sockets: Arc::default(),
         }
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For the standard gRPC services.
+    pub fn durable(&self) -> &Arc<Durable> {
+        &self.durable
     }
 
-    fn announce(&self, view: &View) {
-        match serde_json::to_value(view) {
-            Ok(metadata) => self.events.send(Kind::Operation, &view.project, metadata),
-            Err(error) => tracing::error!(%error, "an operation could not be rendered"),
+    /// Writes a saga down and begins it.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn start<P: Serialize>(
+        &self,
+        saga: &str,
+        params: &P,
+        about: About,
+    ) -> Result<Operation, Error> {
+        self.durable.start(saga, params, about.new_as(saga)).await
+    }
+
+    /// The same, and gives the operation as it runs.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn begin<P: Serialize>(
+        &self,
+        saga: &str,
+        params: &P,
+        about: About,
+    ) -> Result<View, Failure> {
+        Ok(self.start(saga, params, about).await?.record().into())
+    }
+
+    /// The same, and waits for its end: for changes that LXD answers synchronously.
+    ///
+    /// # Errors
+    /// What made it fail, as if the owner had been called at once.
+    pub async fn complete<P: Serialize>(
+        &self,
+        saga: &str,
+        params: &P,
+        about: About,
+    ) -> Result<View, Failure> {
+        let record = self.start(saga, params, about).await?.wait(None).await;
+        match &record.failure {
+            Some(failure) if record.state != State::Succeeded => {
+                Err(Error::from(failure.clone()).into())
+            }
+            _ => Ok(record.into()),
         }
-    }
-
-    /// Makes a pending operation under a new id.
-    pub fn open(&self, about: About, sockets: Option<Arc<dyn Sockets>>) -> Handle {
-        self.open_as(uuid::Uuid::now_v7().to_string(), about, sockets)
-    }
-
-    /// Makes a pending operation under an id that is already written down.
-    pub fn open_as(&self, id: String, about: About, sockets: Option<Arc<dyn Sockets>>) -> Handle {
-        let now = time::now();
-        let entry = Arc::new(Entry {
-            view: Mutex::new(View {
-                id: id.clone(),
-                class: about.class,
-                description: about.description,
-                created_at: now.clone(),
-                updated_at: now,
-                status: Status::Pending.name(),
-                status_code: Status::Pending.code(),
-                resources: (!about.resources.is_empty()).then_some(about.resources),
-                metadata: about.metadata,
-                may_cancel: about.may_cancel,
-                err: String::new(),
-                location: "none",
-                project: about.project,
-                state: Status::Pending,
-            }),
-            changed: watch::channel(0).0,
-            cancel: CancellationToken::new(),
-            sockets,
-        });
-        self.entries().insert(id, entry.clone());
-        let handle = Handle {
-            entry,
-            operations: self.clone(),
-        };
-        self.announce(&handle.entry.lock());
-        handle
     }
 
     /// Runs work that dies with this process, and gives the operation as it runs.
     pub fn spawn<F, Fut>(&self, about: About, work: F) -> View
     where
-        F: FnOnce(Handle) -> Fut,
+        F: FnOnce(Handle) -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         self.spawn_with(about, None, work)
@@ -347,21 +361,30 @@ impl Operations {
         work: F,
     ) -> View
     where
-        F: FnOnce(Handle) -> Fut,
+        F: FnOnce(Handle) -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        let handle = self.open(about, sockets);
-        handle.started();
-        let view = handle.view();
-        let future = work(handle.clone());
-        tokio::spawn(async move {
+        let verb = about.description.to_lowercase().replace(' ', "_");
+        let all = self.sockets.clone();
+        // The work waits until its sockets can be found.
+        let (ready, begin) = tokio::sync::oneshot::channel::<()>();
+        let operation = self.durable.spawn(about.new_as(&verb), move |operation| async move {
+            let id = operation.id();
+            let _ = begin.await;
+            let future = work(Handle { operation });
             // A panic must end the operation too, or its clients wait for ever.
             let result = tokio::spawn(future).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "an operation's work panicked");
                 Err(Failure::internal("internal error"))
             });
-            handle.finish(result.map_err(|failure| failure.message));
+            lock(&all).remove(&id);
+            result.map_err(Error::from)
         });
+        if let Some(sockets) = sockets {
+            lock(&self.sockets).insert(operation.id(), sockets);
+        }
+        let view = operation.record().into();
+        let _ = ready.send(());
         view
     }
 
@@ -370,22 +393,18 @@ impl Operations {
     /// # Errors
     /// 404.
     pub fn get(&self, id: &str) -> Result<View, Failure> {
-        Ok(self.entry(id)?.lock().clone())
+        Ok(self.find(id)?.record().into())
     }
 
-    fn entry(&self, id: &str) -> Result<Arc<Entry>, Failure> {
-        self.entries()
+    fn find(&self, id: &str) -> Result<Operation, Failure> {
+        self.durable
             .get(id)
-            .cloned()
             .ok_or_else(|| Failure::not_found("Operation not found"))
     }
 
     /// All operations, oldest first.
     pub fn list(&self) -> Vec<View> {
-        let entries: Vec<_> = self.entries().values().cloned().collect();
-        let mut views: Vec<View> = entries.iter().map(|e| e.lock().clone()).collect();
-        views.sort_by(|a, b| a.created_at.cmp(&b.created_at));
-        views
+        self.durable.list().into_iter().map(View::from).collect()
     }
 
     /// Waits for the end; after `timeout` (none = for ever) gives it as it is then.
@@ -393,33 +412,7 @@ impl Operations {
     /// # Errors
     /// 404.
     pub async fn wait(&self, id: &str, timeout: Option<Duration>) -> Result<View, Failure> {
-        let entry = self.entry(id)?;
-        let mut changed = entry.changed.subscribe();
-        let end = async {
-            loop {
-                changed.borrow_and_update();
-                if entry.lock().state.is_final() {
-                    return;
-                }
-                if changed.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        match timeout {
-            None => end.await,
-            // Running out of time is an answer here, not an error.
-            Some(limit) => drop(tokio::time::timeout(limit, end).await),
-        }
-        Ok(entry.lock().clone())
-    }
-
-    /// Changes of one operation as they come: the number grows with each.
-    ///
-    /// # Errors
-    /// 404.
-    pub fn watch(&self, id: &str) -> Result<watch::Receiver<u64>, Failure> {
-        Ok(self.entry(id)?.changed.subscribe())
+        Ok(self.find(id)?.wait(timeout).await.into())
     }
 
     /// Asks a running operation to stop.
@@ -427,29 +420,8 @@ impl Operations {
     /// # Errors
     /// 404, or 400 where it can't be cancelled.
     pub fn cancel(&self, id: &str) -> Result<(), Failure> {
-        let entry = self.entry(id)?;
-        let handle = Handle {
-            entry: entry.clone(),
-            operations: self.clone(),
-        };
-        let token = {
-            let view = entry.lock();
-            if view.state.is_final() {
-                return Err(Failure::bad_request(
-                    "Only running operations can be cancelled",
-                ));
-            }
-            if !view.may_cancel && view.class != Class::Token {
-                return Err(Failure::bad_request("This operation can't be cancelled"));
-            }
-            view.class == Class::Token
-        };
-        handle.change(|view| view.set(Status::Cancelling), false);
-        entry.cancel.cancel();
-        if token {
-            handle.finish(Err(String::new()));
-        }
-        Ok(())
+        self.find(id)?;
+        Ok(self.durable.cancel(id)?)
     }
 
     /// The streams of a websocket operation that runs.
@@ -457,27 +429,51 @@ impl Operations {
     /// # Errors
     /// 404, or 400 where it has none or ended.
     pub fn sockets(&self, id: &str) -> Result<Arc<dyn Sockets>, Failure> {
-        let entry = self.entry(id)?;
-        if entry.lock().state.is_final() {
+        let operation = self.find(id)?;
+        if operation.record().state.is_final() {
             return Err(Failure::bad_request("Operation isn't running"));
         }
-        entry
-            .sockets
-            .clone()
+        lock(&self.sockets)
+            .get(id)
+            .cloned()
             .ok_or_else(|| Failure::bad_request("Only websocket operations can be connected"))
     }
+}
 
-    fn forget_later(&self, id: String) {
-        let entries = Arc::downgrade(&self.entries);
-        tokio::spawn(async move {
-            tokio::time::sleep(KEEP_FINISHED).await;
-            if let Some(entries) = entries.upgrade() {
-                entries
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .remove(&id);
+fn lock(sockets: &SocketMap) -> MutexGuard<'_, HashMap<String, Arc<dyn Sockets>>> {
+    sockets.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Turns changes into events. A step that begins changes nothing that clients see, so it is not told.
+async fn announce(mut changes: broadcast::Receiver<Record>, events: Events) {
+    let mut told: HashMap<String, View> = HashMap::new();
+    loop {
+        let record = match changes.recv().await {
+            Ok(record) => record,
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                tracing::error!(missed, "operation events were lost");
+                continue;
             }
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        let view = View::from(record);
+        let same = told.get(&view.id).is_some_and(|before| {
+            before.status_code == view.status_code
+                && before.metadata == view.metadata
+                && before.resources == view.resources
         });
+        if same {
+            continue;
+        }
+        match serde_json::to_value(&view) {
+            Ok(metadata) => events.send(Kind::Operation, &view.project, metadata),
+            Err(error) => tracing::error!(%error, "an operation could not be rendered"),
+        }
+        if view.status_code >= 200 {
+            told.remove(&view.id);
+        } else {
+            told.insert(view.id.clone(), view);
+        }
     }
 }
 
@@ -485,16 +481,26 @@ impl Operations {
 mod tests {
     use super::*;
 
+    async fn operations(events: Events) -> (Operations, berth_testkit::TestDatabase) {
+        let database = berth_testkit::TestDatabase::sqlite();
+        let store = database
+            .open(&[berth_operations::MIGRATION])
+            .await
+            .expect("a store");
+        let durable = Durable::new(store, "test", Vec::new());
+        (Operations::new(durable, events), database)
+    }
+
     #[tokio::test]
     async fn the_final_event_follows_the_last_update() {
         let events = Events::default();
         let mut listener = events.subscribe();
-        let operations = Operations::new(events);
+        let (operations, _database) = operations(events).await;
         let view = operations.spawn(
             About::task("Creating instance", "default").on_container("c1"),
             |handle| async move {
                 handle.update(|m| {
-                    m.insert("progress".into(), "1".into());
+                    m.insert("some_progress".into(), "1".into());
                 });
                 Ok(())
             },
@@ -506,30 +512,34 @@ mod tests {
         );
         let done = operations.wait(&view.id, None).await.unwrap();
         assert_eq!(done.status_code, 200);
-        let codes: Vec<u64> = (0..4)
-            .map(|_| {
-                let event = listener.try_recv().unwrap();
-                let value: Value = serde_json::from_str(&event.text).unwrap();
-                assert_eq!(value["project"], "default");
-                value["metadata"]["status_code"].as_u64().unwrap()
-            })
-            .collect();
-        assert_eq!(codes, [105, 103, 103, 200]);
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|(code, _)| *code < 200) {
+            let event = tokio::time::timeout(Duration::from_secs(5), listener.recv())
+                .await
+                .unwrap()
+                .unwrap();
+            let value: Value = serde_json::from_str(&event.text).unwrap();
+            assert_eq!(value["project"], "default");
+            let code = value["metadata"]["status_code"].as_u64().unwrap();
+            seen.push((code, value["metadata"]["metadata"]["some_progress"].clone()));
+        }
+        assert_eq!(seen.last().unwrap(), &(200, Value::from("1")));
+        assert!(seen.contains(&(103, Value::from("1"))));
         assert!(operations.get(&view.id).is_ok(), "still readable");
     }
 
     #[tokio::test]
     async fn only_what_may_be_cancelled_is() {
-        let operations = Operations::new(Events::default());
-        let fixed = operations.open(About::task("x", "default"), None);
+        let (operations, _database) = operations(Events::default()).await;
+        let fixed = operations.spawn(About::task("x", "default"), |_| std::future::pending());
         assert_eq!(
-            operations.cancel(&fixed.id()).unwrap_err().status.as_u16(),
+            operations.cancel(&fixed.id).unwrap_err().status.as_u16(),
             400
         );
         let mut about = About::task("x", "default");
         about.may_cancel = true;
         let view = operations.spawn(about, |handle| async move {
-            handle.cancelled().cancelled().await;
+            handle.cancelled().await;
             Err(Failure::internal("stopped"))
         });
         operations.cancel(&view.id).unwrap();
@@ -539,7 +549,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_panics_ends_its_operation() {
-        let operations = Operations::new(Events::default());
+        let (operations, _database) = operations(Events::default()).await;
         let view = operations.spawn(About::task("x", "default"), |_| async {
             panic!("on purpose");
         });

@@ -1,5 +1,7 @@
 //! The four owners, as the gateway calls them: one kept-alive channel each.
 
+pub mod upload;
+
 use berth_proto::{image, instance, network, storage};
 use berth_rpc::{Channel, Error};
 
@@ -52,6 +54,17 @@ impl Owners {
             network,
             instance,
         }
+    }
+
+    /// Images, for an upload that counts only once it is declared complete.
+    pub fn image_upload(
+        &self,
+        complete: upload::Complete,
+    ) -> image::image_service_client::ImageServiceClient<upload::Declared> {
+        image::image_service_client::ImageServiceClient::new(upload::Declared::new(
+            self.image.clone(),
+            complete,
+        ))
     }
 
     clients! {
