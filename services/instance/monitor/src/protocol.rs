@@ -204,7 +204,8 @@ pub enum Event {
     InitExited { run: u64, reason: ExitReason },
     /// A new run after a reboot from inside.
     Rebooted { run: u64, init_pid: i32, generation: u64 },
-    /// The last event: everything is cleaned up, `status.json` is written.
+    /// The last event: everything is cleaned up, `status.json` is written. Only the host's ends of links may be
+    /// there for some 20 ms more; a start of the same instance waits for them.
     Stopped(Ended),
     Frozen,
     Thawed,

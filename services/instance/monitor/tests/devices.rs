@@ -175,8 +175,11 @@ fn nics_are_born_in_the_guest_and_go_with_it() {
     let fault = client.call(Request::AddNic { nic: serde_json::from_value(vlan).unwrap() }).unwrap_err();
     assert_eq!(fault.code, FaultCode::Unsupported);
     guest.stop();
-    let links = ip("-o link");
-    assert!(!links.contains("vbr0") && !links.contains("vp0"), "{links}");
+    eventually("the links' end", || {
+        let links = ip("-o link");
+        !links.contains("vbr0") && !links.contains("vp0")
+    });
+    assert!(ip("-o link").contains("br0"));
 }
 
 #[test]

@@ -57,6 +57,11 @@ fn start_exec_state_stop() {
         client.call(Request::Freeze { holder: "m".into(), lease_seconds: None }).unwrap();
         client.call(Request::Thaw { holder: "m".into() }).unwrap();
         freeze.push(begun.elapsed());
+        if round == 22 && std::env::var_os("STRACE").is_some() {
+            let log = std::fs::File::create("/tmp/monitor.strace").unwrap();
+            std::process::Command::new("strace").args(["-r", "-T", "-p", &guest.monitor_pid.to_string()]).stderr(log).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(500));
+        }
         if round == 20 {
             println!("monitor Pss {} KiB alone", pss_kib(guest.monitor_pid));
         }

@@ -191,6 +191,7 @@ impl Monitor {
 
     fn replace_run(&mut self, before: &Spec) -> Result<()> {
         self.run.take_down(before, &self.host);
+        self.run.remove_links(before, &self.host);
         self.run = start::start(&self.spec, &self.host)?;
         let begun = self.console.begin(&self.poller, &self.run.console_master);
         if begun.is_err() {
@@ -216,6 +217,8 @@ impl Monitor {
         crate::run::remove_socket(&self.run_dir);
         self.say_goodbye();
         self.finished = true;
+        // The next monitor of this instance waits for our lock, so it finds the names free.
+        self.run.remove_links(&self.spec, &self.host);
     }
 
     /// Lets what is queued leave, for a moment.

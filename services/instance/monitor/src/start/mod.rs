@@ -178,13 +178,18 @@ fn remove_nodes(spec: &Spec, host: &Host) {
 }
 
 impl Run {
-    /// Removes cgroups, links and device nodes of a guest whose init was reaped. Failures are logged: there is
-    /// nobody to undo them, and the next start cleans up by name.
+    /// Removes cgroups and device nodes of a guest whose init was reaped. Failures are logged: there is nobody to
+    /// undo them, and the next start cleans up by name.
     pub(crate) fn take_down(&self, spec: &Spec, host: &Host) {
         if let Err(e) = self.cgroup.remove() {
             crate::log::line(format_args!("{e}"));
         }
         remove_nodes(spec, host);
+    }
+
+    /// Removes the links. Apart from the rest, because the kernel takes some 20 ms for it (it waits for grace
+    /// periods under its global lock) and nobody needs to wait for that.
+    pub(crate) fn remove_links(&self, spec: &Spec, host: &Host) {
         for nic in &spec.nics {
             let done = match nic.host_name {
                 Some(_) => links::delete(&host.route, nic),
@@ -204,6 +209,7 @@ impl Run {
             crate::log::line(format_args!("waiting for init: {e}"));
         }
         self.take_down(spec, host);
+        self.remove_links(spec, host);
     }
 }
 
