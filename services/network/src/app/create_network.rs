@@ -49,13 +49,8 @@ impl App {
                 Written::Checked(view) => return Ok(view),
             },
         };
-        failpoint::pass("network.create.recorded").await?;
         let plan = plan_of(&record)?;
-        if let Err(error) = self.host.apply(&plan, None).await {
-            self.undo_creation(&record, &plan).await;
-            return Err(error.into());
-        }
-        if let Err(error) = failpoint::pass("network.create.applied").await {
+        if let Err(error) = self.plumb(&plan).await {
             self.undo_creation(&record, &plan).await;
             return Err(error);
         }
@@ -64,6 +59,12 @@ impl App {
         let answer = render(&view);
         self.store.finish(Some(event), &ask.request_id, answer).await?;
         Ok(view)
+    }
+
+    async fn plumb(&self, plan: &NetworkPlan) -> Result<(), Error> {
+        failpoint::pass("network.create.recorded").await?;
+        self.host.apply(plan, None).await?;
+        failpoint::pass("network.create.applied").await
     }
 
     async fn undo_creation(&self, record: &NetworkRecord, plan: &NetworkPlan) {

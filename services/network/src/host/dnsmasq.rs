@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sha2::{Digest, Sha256};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
@@ -162,9 +163,8 @@ impl Dnsmasqs {
         if process.is_none() {
             let ours = format!("--pid-file={}", paths.pid().display());
             process = find(&paths, |args| args.contains(&ours))
-                .map(AsyncFd::new)
-                .transpose()
-                .map_err(io("watch dnsmasq"))?
+                .map(watch)
+                .transpose()?
                 .map(Arc::new);
         }
         if let Some(process) = process {
@@ -257,7 +257,6 @@ impl Dnsmasqs {
 
 impl Supervised {
     async fn adopt_or_start(&self) -> Result<(), HostError> {
-        let watch = |fd| AsyncFd::new(fd).map_err(io("watch dnsmasq"));
         let ours = format!("--pid-file={}", self.paths.pid().display());
         if let Some(process) = find(&self.paths, |args| args.contains(&ours)) {
             let process = watch(process)?;
@@ -349,6 +348,13 @@ impl Supervised {
             }
         }
     }
+}
+
+/// Readable when the process has ended.
+fn watch(process: OwnedFd) -> Result<AsyncFd<OwnedFd>, HostError> {
+    // SAFETY: the descriptor is owned by the value and neither replaced nor closed before it.
+    unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }
+        .map_err(|e| io("watch dnsmasq")(std::io::Error::from(e)))
 }
 
 async fn end(process: &AsyncFd<OwnedFd>) {

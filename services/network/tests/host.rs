@@ -1,0 +1,539 @@
+//! The real service on a real kernel: bridges, DHCP, DNS, NAT and filters, looked at by packets.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+mod bed;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use bed::frames::{self, Watcher};
+use bed::{Bed, Guest, eventually, isolated, map, nft, run, world};
+use berth_proto::network as proto;
+
+const FILTERED: &[(&str, &str)] = &[
+    ("security.mac_filtering", "true"),
+    ("security.ipv4_filtering", "true"),
+    ("security.ipv6_filtering", "true"),
+];
+
+#[test]
+fn guests_get_addresses_names_and_a_way_out() {
+    isolated("guests_get_addresses_names_and_a_way_out", async || {
+        let bed = Bed::start().await;
+        let network = bed.network("br0", &[]).await;
+        assert!(network.config["ipv4.address"].starts_with("10."));
+        assert!(network.config["ipv6.address"].starts_with("fd42:"));
+        assert_eq!(network.config["ipv4.nat"], "true");
+        let gateway = network.config["ipv4.address"].split('/').next().unwrap().to_owned();
+        world();
+        let one = bed.port("br0", "c1", &[]).await;
+        assert!(one.mac.starts_with("00:16:3e:") && one.host_name.starts_with("veth"));
+        let c1 = Guest::plug("c1", &one);
+        let fixed = gateway.trim_end_matches(".1").to_owned() + ".77";
+        let two = bed.port("br0", "c2", &[("ipv4.address", &fixed)]).await;
+        assert_eq!(two.addresses, [fixed.clone()]);
+        let c2 = Guest::plug("c2", &two);
+
+        let dynamic = c1.dhcp().expect("c1 gets an address");
+        assert_eq!(c2.dhcp().as_deref(), Some(fixed.as_str()));
+        assert!(c1.pings(&fixed), "guests reach each other");
+        assert!(c1.pings("192.0.2.2"), "NAT leads out");
+
+        for (name, address) in [("c2.lxd", &fixed), ("c1.lxd", &dynamic), ("_gateway.lxd", &gateway)] {
+            let answer = c1.run("busybox", &["nslookup", "-type=a", name, &gateway]);
+            assert!(answer.contains(address.as_str()), "{name}: {answer}");
+        }
+        // SLAAC from the router advertisement.
+        eventually("c1 has an IPv6 address", async || {
+            c1.run("ip", &["-6", "addr", "show", "dev", "eth0", "scope", "global"])
+                .contains("fd42")
+        })
+        .await;
+
+        let leases = bed
+            .networks()
+            .list_leases(proto::ListLeasesRequest {
+                parent: "projects/default/networks/br0".into(),
+            })
+            .await
+            .unwrap()
+            .into_inner()
+            .leases;
+        let kind = |address: &str| {
+            let lease = leases.iter().find(|l| l.address == address);
+            lease.map(|l| (l.r#type.as_str(), l.hostname.as_str(), l.project.as_str()))
+        };
+        assert_eq!(kind(&dynamic), Some(("dynamic", "c1", "default")));
+        assert_eq!(kind(&fixed), Some(("static", "c2", "default")));
+        assert_eq!(kind(&gateway), Some(("gateway", "br0.gw", "")));
+        let warnings = bed.get("br0").await.warnings;
+        assert!(warnings.is_empty(), "{warnings:?}");
+
+        // dnsmasq is not root.
+        let pid = bed.dnsmasq("br0").unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let uid = status.lines().find(|l| l.starts_with("Uid:")).unwrap();
+        assert!(!uid.contains("\t0\t"), "{uid}");
+
+        // A deleted port gives its lease back.
+        bed.ports()
+            .delete_port(proto::DeletePortRequest {
+                name: one.name.clone(),
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+        let file = bed.dir.path().join("state/dnsmasq/br0/leases");
+        eventually("the lease is given back", async || {
+            !std::fs::read_to_string(&file).unwrap().contains(&dynamic)
+        })
+        .await;
+    });
+}
+
+/// Frames that a guest must not send, each with a mark.
+fn lies(own: frames::Mac, address: Ipv4Addr, gateway: Ipv4Addr) -> Vec<(&'static str, Vec<u8>)> {
+    use frames::{arp, dhcp_discover, ethernet, icmp6, neighbour_advertisement, udp4};
+    let other: frames::Mac = [2, 0xde, 0xad, 0, 0, 1];
+    let all: Ipv6Addr = "ff02::1".parse().unwrap();
+    let link_local = {
+        let mut o = [0_u8; 16];
+        o[0] = 0xfe;
+        o[1] = 0x80;
+        o[8..].copy_from_slice(&[own[0] ^ 2, own[1], own[2], 0xff, 0xfe, own[3], own[4], own[5]]);
+        Ipv6Addr::from(o)
+    };
+    let stranger: Ipv6Addr = "fe80::1234".parse().unwrap();
+    let na = neighbour_advertisement;
+    let mut vlan = vec![0, 5, 8, 0];
+    vlan.extend_from_slice(&[0; 40]);
+    vec![
+        ("mac", ethernet(other, 0x88b5, &[0; 50], b"MARK-mac-01")),
+        ("arp-mac", arp(own, other, address, b"MARK-arp-02")),
+        ("arp-ip", arp(own, own, gateway, b"MARK-arp-03")),
+        ("ip", udp4(own, (gateway, 5), (Ipv4Addr::BROADCAST, 6), b"", b"MARK-ip4-04")),
+        ("dhcp-server", udp4(own, (address, 67), (Ipv4Addr::BROADCAST, 68), b"", b"MARK-dhc-05")),
+        ("dhcp-chaddr", dhcp_discover(own, other, b"MARK-dhc-06")),
+        ("na-target", icmp6(own, link_local, all, &na(stranger, own), false, b"MARK-nda-07")),
+        ("na-mac", icmp6(own, link_local, all, &na(link_local, other), false, b"MARK-nda-08")),
+        ("na-hidden", icmp6(own, link_local, all, &na(stranger, other), true, b"MARK-nda-09")),
+        ("ra", icmp6(own, link_local, all, &frames::router_advertisement(), false, b"MARK-rad-10")),
+        ("ip6", icmp6(own, stranger, all, &[128, 0, 0, 0, 0, 0, 0, 0], false, b"MARK-ip6-11")),
+        ("vlan", ethernet(own, 0x8100, &vlan, b"MARK-vla-12")),
+    ]
+}
+
+fn mark(frame: &[u8]) -> &[u8] {
+    &frame[frame.len() - 11..]
+}
+
+#[test]
+fn lies_are_dropped_from_the_first_packet_on() {
+    isolated("lies_are_dropped_from_the_first_packet_on", async || {
+        let bed = Bed::start().await;
+        let network = bed.network("br0", &[("ipv4.address", "10.9.8.1/24")]).await;
+        let gateway: Ipv4Addr = "10.9.8.1".parse().unwrap();
+        let watcher = bed.port("br0", "watcher", &[]).await;
+        Guest::plug("watcher", &watcher);
+        let seen = Watcher::new("watcher");
+
+        // Without filters they arrive, or the test could not fail.
+        let open = bed.port("br0", "open", &[]).await;
+        Guest::plug("open", &open);
+        for (name, frame) in lies(frames::mac(&open.mac), Ipv4Addr::new(10, 9, 8, 50), gateway) {
+            frames::send("open", &frame);
+            assert!(seen.sees(mark(&frame), Duration::from_secs(2)), "unfiltered {name}");
+        }
+
+        let port = bed.port("br0", "evil", FILTERED).await;
+        let address: Ipv4Addr = port.addresses[0].parse().unwrap();
+        let own = frames::mac(&port.mac);
+        let evil = Guest::plug("evil", &port);
+        for (name, frame) in lies(own, address, gateway) {
+            frames::send("evil", &frame);
+            assert!(!seen.sees(mark(&frame), Duration::from_millis(150)), "{name} got through");
+        }
+        // The bridge has not learnt the address it lied about.
+        let fdb = run("bridge", &["fdb", "show", "br", "br0"]);
+        assert!(
+            !fdb.lines().any(|l| l.contains("02:de:ad:00:00:01") && l.contains(&port.host_name)),
+            "{fdb}"
+        );
+        // What is true goes through.
+        let honest = frames::arp(own, own, address, b"MARK-tru-00");
+        frames::send("evil", &honest);
+        assert!(seen.sees(mark(&honest), Duration::from_secs(2)), "an honest ARP");
+        assert_eq!(evil.dhcp(), Some(address.to_string()));
+        assert!(evil.pings("10.9.8.1"));
+        let v6 = network.config["ipv6.address"].split('/').next().unwrap();
+        eventually("an honest IPv6", async || evil.pings(v6)).await;
+        assert!(run("nft", &["list", "ruleset"]).contains("table bridge bt"));
+
+        // Changed live: filters off, the lies pass; the port's elements are gone with it.
+        let update = |config: &[(&str, &str)]| proto::UpdatePortRequest {
+            name: port.name.clone(),
+            spec: Some(proto::PortSpec {
+                holder: port.holder.clone(),
+                hostname: "evil".into(),
+                config: map(config),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        bed.ports().update_port(update(&[])).await.unwrap();
+        let lie = frames::arp(own, own, gateway, b"MARK-now-20");
+        frames::send("evil", &lie);
+        assert!(seen.sees(mark(&lie), Duration::from_secs(2)), "filters are off");
+        bed.ports().update_port(update(FILTERED)).await.unwrap();
+        let lie = frames::arp(own, own, gateway, b"MARK-now-21");
+        frames::send("evil", &lie);
+        assert!(!seen.sees(mark(&lie), Duration::from_millis(150)), "filters are on");
+        bed.ports()
+            .delete_port(proto::DeletePortRequest {
+                name: port.name.clone(),
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+        let rules = run("nft", &["list", "ruleset"]);
+        assert!(!rules.contains(&port.host_name), "{rules}");
+    });
+}
+
+#[test]
+fn isolated_ports_and_blocked_families() {
+    isolated("isolated_ports_and_blocked_families", async || {
+        let bed = Bed::start().await;
+        bed.network("br0", &[("ipv4.address", "10.9.8.1/24")]).await;
+        let isolation = [("security.port_isolation", "true")];
+        let a = Guest::plug("a", &bed.port("br0", "a", &isolation).await);
+        let b = Guest::plug("b", &bed.port("br0", "b", &isolation).await);
+        let c = Guest::plug("c", &bed.port("br0", "c", &[]).await);
+        let (at_b, at_c) = (b.dhcp().unwrap(), c.dhcp().unwrap());
+        a.dhcp().unwrap();
+        assert!(a.pings("10.9.8.1") && a.pings(&at_c));
+        assert!(!a.pings(&at_b), "isolated guests reach each other");
+
+        let none = [("ipv4.address", "none"), ("security.ipv4_filtering", "true")];
+        let d = Guest::plug("d", &bed.port("br0", "d", &none).await);
+        d.run("ip", &["addr", "add", "10.9.8.99/24", "dev", "eth0"]);
+        assert!(!d.pings("10.9.8.1"), "IPv4 is blocked");
+    });
+}
+
+#[test]
+fn limits_hold_in_both_directions() {
+    isolated("limits_hold_in_both_directions", async || {
+        let bed = Bed::start().await;
+        bed.network("br0", &[("ipv4.address", "10.9.8.1/24")]).await;
+        let limits = [("limits.ingress", "8Mbit"), ("limits.egress", "4Mbit")];
+        let port = bed.port("br0", "c1", &limits).await;
+        assert_eq!((port.ingress_bps, port.egress_bps), (8_000_000, 4_000_000));
+        Guest::plug("c1", &port);
+        eventually("the kernel announced the link", async || {
+            run("tc", &["qdisc", "show", "dev", &port.host_name]).contains("tbf")
+        })
+        .await;
+        let tc = run("tc", &["qdisc", "show", "dev", &port.host_name]);
+        assert!(tc.contains("rate 8Mbit"), "{tc}");
+        let rules = run("nft", &["list", "ruleset"]);
+        assert!(rules.contains("limit rate over 500000 bytes/second") || rules.contains("limit rate over 488"), "{rules}");
+
+        // Packets count: 2 MB in a moment, of which a tenth of a second's worth may pass.
+        let before = received("br0");
+        let frame = frames::ethernet(frames::mac(&port.mac), 0x88b5, &[7; 1400], b"MARK-lim-00");
+        frames::inside("c1", move || {
+            let socket = frames::packet_socket("eth0");
+            for _ in 0..1500 {
+                nix::unistd::write(&socket, &frame).unwrap();
+            }
+        });
+        let passed = received("br0") - before;
+        assert!(passed < 1_000_000 && passed > 50_000, "{passed} bytes passed");
+    });
+}
+
+fn received(link: &str) -> u64 {
+    let json = run("ip", &["-s", "-j", "link", "show", link]);
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    value[0]["stats64"]["rx"]["bytes"].as_u64().unwrap()
+}
+
+const DOCKER: &str = "table ip filter {
+  chain DOCKER-USER { counter return; }
+  chain FORWARD { type filter hook forward priority filter; policy drop; jump DOCKER-USER; }
+}";
+
+#[test]
+fn docker_in_either_order() {
+    isolated("docker_in_either_order", async || {
+        let bed = Bed::start().await;
+        world();
+        let before = bed.network("br0", &[]).await;
+        assert!(before.warnings.is_empty());
+        let c1 = Guest::plug("c1", &bed.port("br0", "c1", &[]).await);
+        c1.dhcp().unwrap();
+        assert!(c1.pings("192.0.2.2"));
+        // Docker comes after the first network, and before the second.
+        nft(DOCKER);
+        eventually("egress beside Docker", async || c1.pings("192.0.2.2")).await;
+        bed.network("br1", &[]).await;
+        let c2 = Guest::plug("c2", &bed.port("br1", "c2", &[]).await);
+        c2.dhcp().unwrap();
+        assert!(c2.pings("192.0.2.2"));
+        for name in ["br0", "br1"] {
+            let warnings = bed.get(name).await.warnings;
+            assert!(warnings.is_empty(), "{name}: {warnings:?}");
+        }
+        // Docker's own restart flushes its table; the accepts come back.
+        nft("delete table ip filter");
+        nft(DOCKER);
+        eventually("egress after Docker's restart", async || c1.pings("192.0.2.2")).await;
+        // A network that goes takes its rules along and leaves Docker's.
+        bed.ports()
+            .delete_port(proto::DeletePortRequest {
+                name: "projects/default/networks/br1/ports/c2-eth0".into(),
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+        bed.networks()
+            .delete_network(proto::DeleteNetworkRequest {
+                name: "projects/default/networks/br1".into(),
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+        let rules = run("nft", &["list", "table", "ip", "filter"]);
+        assert!(rules.contains("\"br0\"") && !rules.contains("\"br1\""), "{rules}");
+    });
+}
+
+#[test]
+fn a_firewall_in_the_way_is_named() {
+    isolated("a_firewall_in_the_way_is_named", async || {
+        let bed = Bed::start().await;
+        nft("table ip filter {
+               chain FORWARD { type filter hook forward priority filter; policy drop; }
+             }
+             table inet firewalld {
+               chain filter_INPUT { type filter hook input priority filter; policy accept;
+                 ct state established accept; reject with icmpx admin-prohibited; }
+             }");
+        let network = bed.network("br0", &[]).await;
+        let text = network.warnings.join("\n");
+        assert!(text.contains("\"ip filter FORWARD\"") && text.contains("ufw route allow"), "{text}");
+        assert!(text.contains("filter_INPUT") && text.contains("firewall-cmd"), "{text}");
+        nft("add rule ip filter FORWARD iifname br0 accept");
+        nft("insert rule inet firewalld filter_INPUT iifname br0 accept");
+        eventually("the warnings go once the bridge is let through", async || {
+            bed.get("br0").await.warnings.is_empty()
+        })
+        .await;
+    });
+}
+
+#[test]
+fn the_service_may_die_and_dnsmasq_too() {
+    isolated("the_service_may_die_and_dnsmasq_too", async || {
+        let mut bed = Bed::start().await;
+        bed.network("br0", &[("ipv4.address", "10.9.8.1/24")]).await;
+        let port = bed.port("br0", "c1", FILTERED).await;
+        let c1 = Guest::plug("c1", &port);
+        let first = bed.dnsmasq("br0").unwrap();
+        bed.kill();
+        // While nobody is there guests are served, and kept from lying.
+        assert_eq!(c1.dhcp().as_deref(), Some(port.addresses[0].as_str()));
+        bed.serve(&[]).await;
+        assert_eq!(bed.dnsmasq("br0"), Some(first), "it was found, not started again");
+        let rules = run("nft", &["list", "ruleset"]);
+        assert!(rules.contains(&port.host_name));
+
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::SIGKILL).unwrap();
+        eventually("dnsmasq is started again", async || {
+            bed.dnsmasq("br0").is_some_and(|pid| pid != first)
+        })
+        .await;
+        assert!(c1.dhcp().is_some());
+        eventually("and is healthy", async || bed.get("br0").await.warnings.is_empty()).await;
+
+        // What others removed comes back.
+        nft("flush ruleset");
+        eventually("rules come back", async || {
+            let rules = run("nft", &["list", "ruleset"]);
+            rules.contains(&port.host_name) && rules.contains("masquerade")
+        })
+        .await;
+        run("ip", &["link", "del", "br0"]);
+        eventually("the bridge comes back", async || {
+            run("ip", &["-br", "addr"]).contains("10.9.8.1/24")
+        })
+        .await;
+    });
+}
+
+#[test]
+fn purge_leaves_no_trace() {
+    isolated("purge_leaves_no_trace", async || {
+        let links = run("ip", &["-br", "link"]);
+        run("ip", &["link", "add", "other", "type", "bridge"]);
+        run("ip", &["link", "del", "other"]);
+        nft(DOCKER);
+        let rules = run("nft", &["list", "ruleset"]);
+        let mut bed = Bed::start().await;
+        bed.network("br0", &[]).await;
+        bed.network("br1", &[("ipv6.address", "none")]).await;
+        bed.port("br0", "c1", FILTERED).await;
+        let pids = [bed.dnsmasq("br0").unwrap(), bed.dnsmasq("br1").unwrap()];
+        bed.kill();
+        let output = bed.purge();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(run("ip", &["-br", "link"]), links);
+        assert_eq!(run("nft", &["list", "ruleset"]), rules);
+        for pid in pids {
+            assert!(!std::path::Path::new(&format!("/proc/{pid}/exe")).exists());
+        }
+    });
+}
+
+#[test]
+fn a_creation_that_fails_or_crashes_leaves_nothing_half_made() {
+    isolated("a_creation_that_fails_or_crashes_leaves_nothing_half_made", async || {
+        let mut bed = Bed::start().await;
+        let links = run("ip", &["-br", "link"]);
+        let ask = |request: &str| proto::CreateNetworkRequest {
+            parent: "projects/default".into(),
+            network_id: "br0".into(),
+            request_id: request.into(),
+            ..Default::default()
+        };
+        let points = [
+            "network.create.recorded",
+            "network.apply.bridge",
+            "network.apply.firewall",
+            "network.dnsmasq.start",
+            "network.create.applied",
+        ];
+        for point in points {
+            bed.kill();
+            bed.serve(&[("BERTH_FAILPOINTS", &format!("{point}=error@1"))]).await;
+            let failed = bed.networks().create_network(ask(&format!("e-{point}"))).await;
+            assert!(failed.is_err(), "{point}");
+            assert_eq!(run("ip", &["-br", "link"]), links, "{point}");
+            assert!(!run("nft", &["list", "ruleset"]).contains("bt.br0"), "{point}");
+            let made = bed.networks().create_network(ask(&format!("e-{point}"))).await.unwrap();
+            assert_eq!(made.into_inner().status, "Created");
+            delete(&bed).await;
+            assert_eq!(run("ip", &["-br", "link"]), links, "{point}");
+
+            bed.kill();
+            bed.serve(&[("BERTH_FAILPOINTS", &format!("{point}=crash"))]).await;
+            let crashed = bed.networks().create_network(ask(&format!("c-{point}"))).await;
+            assert!(crashed.is_err(), "{point}");
+            bed.wait();
+            bed.serve(&[]).await;
+            // The same request finds what it began.
+            let made = bed.networks().create_network(ask(&format!("c-{point}"))).await.unwrap();
+            assert_eq!(made.into_inner().status, "Created");
+            delete(&bed).await;
+            assert_eq!(run("ip", &["-br", "link"]), links, "{point}");
+        }
+    });
+}
+
+async fn delete(bed: &Bed) {
+    bed.networks()
+        .delete_network(proto::DeleteNetworkRequest {
+            name: "projects/default/networks/br0".into(),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+}
+
+#[test]
+fn a_link_of_somebody_else_is_left_alone() {
+    isolated("a_link_of_somebody_else_is_left_alone", async || {
+        let bed = Bed::start().await;
+        run("ip", &["link", "add", "br0", "type", "bridge"]);
+        let refused = bed
+            .networks()
+            .create_network(proto::CreateNetworkRequest {
+                parent: "projects/default".into(),
+                network_id: "br0".into(),
+                ..Default::default()
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::AlreadyExists, "{refused}");
+        run("ip", &["link", "show", "br0"]);
+        // It can be a parent, and is listed with its state.
+        let port = bed
+            .port("-", "c1", &[("nictype", "bridged"), ("parent", "br0")])
+            .await;
+        assert_eq!(port.parent, "br0");
+        let view = bed.get("br0").await;
+        assert!(!view.managed && view.r#type == "bridge");
+        assert_eq!(view.used_by, ["projects/default/instances/c1"]);
+        let state = bed
+            .networks()
+            .get_network_state(proto::GetNetworkStateRequest {
+                name: "projects/default/networks/br0".into(),
+            })
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(state.state, "down");
+        assert!(state.bridge.unwrap().id.contains('.'));
+    });
+}
+
+#[test]
+fn updates_and_renames_are_live() {
+    isolated("updates_and_renames_are_live", async || {
+        let bed = Bed::start().await;
+        bed.network("br0", &[("ipv4.address", "10.9.8.1/24")]).await;
+        let network = |config: &[(&str, &str)]| proto::UpdateNetworkRequest {
+            network: Some(proto::Network {
+                name: "projects/default/networks/br0".into(),
+                config: map(config),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let config = [
+            ("ipv4.address", "10.7.7.1/24"),
+            ("ipv4.routes", "10.70.0.0/16"),
+            ("bridge.mtu", "1400"),
+            ("ipv6.address", "none"),
+        ];
+        bed.networks().update_network(network(&config)).await.unwrap();
+        let addresses = run("ip", &["addr", "show", "br0"]);
+        assert!(addresses.contains("10.7.7.1/24") && !addresses.contains("10.9.8.1"));
+        assert!(addresses.contains("mtu 1400") && !addresses.contains("fd42"), "{addresses}");
+        assert!(run("ip", &["route"]).contains("10.70.0.0/16 dev br0"));
+        assert!(!run("nft", &["list", "ruleset"]).contains("masquerade"));
+        let c1 = Guest::plug("c1", &bed.port("br0", "c1", &[]).await);
+        assert!(c1.dhcp().unwrap().starts_with("10.7.7."));
+        assert!(bed.networks().update_network(network(&[("ipv4.address", "10.0.0.0/24")])).await.is_err());
+
+        let rename = proto::RenameNetworkRequest {
+            name: "projects/default/networks/br0".into(),
+            new_network_id: "br9".into(),
+            ..Default::default()
+        };
+        let held = bed.networks().rename_network(rename.clone()).await.unwrap_err();
+        assert_eq!(held.code(), tonic::Code::FailedPrecondition);
+        bed.ports()
+            .delete_port(proto::DeletePortRequest {
+                name: "projects/default/networks/br0/ports/c1-eth0".into(),
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+        bed.networks().rename_network(rename).await.unwrap();
+        let links = run("ip", &["-br", "link"]);
+        assert!(links.contains("br9") && !links.contains("br0"));
+        assert!(bed.dnsmasq("br9").is_some() && bed.dnsmasq("br0").is_none());
+    });
+}
