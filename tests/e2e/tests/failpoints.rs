@@ -14,12 +14,13 @@ use std::time::Duration;
 use berth_e2e::inventory::{Inventory, Traces, settles};
 use berth_e2e::{Image, Rest, Server, wait};
 use http::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use xtask::sandbox::{SERVICES, UpOptions};
 
 const SOON: Duration = Duration::from_secs(30);
 
 /// One piece of work: a change, what must be there for it, and how it is taken back.
+#[derive(Debug)]
 struct Work {
     name: &'static str,
     prepare: &'static [Request],

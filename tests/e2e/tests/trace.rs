@@ -1,284 +1,271 @@
-//! One operation is one trace over all five services, as a collector receives it by OTLP.
+//! What an observability stack sees: one launch is one trace over all five services, log lines
+//! carry its id, and every service has `/metrics`.
 
 #![allow(clippy::unwrap_used, reason = "a scenario reports by panicking")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use berth_e2e::{Image, Server, wait};
+use berth_e2e::wait::until;
+use berth_e2e::{Image, Server};
 use berth_proto::gateway::create_instance_request::Source;
 use berth_proto::gateway::gateway_service_client::GatewayServiceClient;
-use berth_proto::gateway::{CreateInstanceRequest, DeleteInstanceRequest};
-use berth_proto::instance::Instance;
+use berth_proto::longrunning::operations_client::OperationsClient;
+use berth_proto::{gateway, instance, longrunning};
 use http::Method;
-use nix::sched::{CloneFlags, setns};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
-use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
-use serde_json::{Value, json};
-use tonic::{Request, Response, Status};
-use xtask::sandbox::UpOptions;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Text;
+use serde_json::json;
+use xtask::sandbox::{SERVICES, Sandbox, UpOptions};
 
-const SOON: Duration = Duration::from_secs(30);
-const SERVICES: [&str; 5] = [
-    "berth-gateway",
-    "berth-image",
-    "berth-instance",
-    "berth-network",
-    "berth-storage",
-];
+const PORT: u16 = 4317;
 
-#[derive(Clone, Debug)]
-struct Span {
+#[derive(Debug, Clone)]
+struct Seen {
     service: String,
-    name: String,
     trace: String,
-    id: String,
+    span: String,
     parent: String,
+    name: String,
 }
 
 #[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<Span>>>);
+struct Collector {
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
 
 #[tonic::async_trait]
 impl TraceService for Collector {
     async fn export(
         &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for from in request.into_inner().resource_spans {
-            let attributes = from.resource.map(|r| r.attributes).unwrap_or_default();
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        let mut seen = self.seen.lock().unwrap();
+        for resource in request.into_inner().resource_spans {
+            let attributes = resource.resource.map(|r| r.attributes).unwrap_or_default();
             let service = attributes
                 .into_iter()
-                .find(|attribute| attribute.key == "service.name")
-                .and_then(|attribute| attribute.value?.value)
-                .map(|value| match value {
-                    AnyValue::StringValue(text) => text,
+                .find(|a| a.key == "service.name")
+                .and_then(|a| a.value?.value)
+                .map(|v| match v {
+                    Text::StringValue(text) => text,
                     other => format!("{other:?}"),
                 })
                 .unwrap_or_default();
-            for span in from.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                self.0.lock().unwrap().push(Span {
+            for span in resource.scope_spans.into_iter().flat_map(|s| s.spans) {
+                seen.push(Seen {
                     service: service.clone(),
+                    trace: hex::encode(&span.trace_id),
+                    span: hex::encode(&span.span_id),
+                    parent: hex::encode(&span.parent_span_id),
                     name: span.name,
-                    trace: hex::encode(span.trace_id),
-                    id: hex::encode(span.span_id),
-                    parent: hex::encode(span.parent_span_id),
                 });
             }
         }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
 impl Collector {
-    /// Serves in the sandbox's network namespace, where the services send to.
-    fn serve(&self, netns: &str, port: u16) {
-        let namespace = File::open(format!("/run/netns/{netns}")).unwrap();
-        let service = TraceServiceServer::new(self.clone());
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        // The thread alone changes its namespace; the socket stays where it was made.
+    /// Listens on the sandbox's loopback, which is where its services look for a collector.
+    fn start(sandbox: &Sandbox) -> Self {
+        let collector = Self::default();
+        let service = TraceServiceServer::new(collector.clone());
+        let netns = std::fs::File::open(format!("/run/netns/{}", sandbox.netns())).unwrap();
         std::thread::spawn(move || {
-            setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
-            let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
-            listener.set_nonblocking(true).unwrap();
-            ready.send(()).unwrap();
+            nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
-                .build();
-            runtime.unwrap().block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-                let server = tonic::transport::Server::builder().add_service(service);
-                server.serve_with_incoming(incoming).await.unwrap();
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                tonic::transport::Server::builder()
+                    .add_service(service)
+                    .serve((std::net::Ipv4Addr::LOCALHOST, PORT).into())
+                    .await
+                    .unwrap();
             });
         });
-        is_ready.recv().unwrap();
+        collector
     }
 
-    fn of(&self, trace: &str) -> Vec<Span> {
-        let all = self.0.lock().unwrap();
-        all.iter()
-            .filter(|span| span.trace == trace)
+    fn of_trace(&self, trace: &str) -> Vec<Seen> {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|s| s.trace == trace)
             .cloned()
             .collect()
     }
-}
 
-/// Waits until all five services have reported, and checks that the spans are one tree.
-fn is_one_trace(collector: &Collector, trace: &str, client_span: &str) {
-    let spans = wait::until("spans of all five services", SOON, || {
-        let spans = collector.of(trace);
-        let seen: BTreeSet<_> = spans.iter().map(|span| span.service.as_str()).collect();
-        let missing: Vec<_> = SERVICES.iter().filter(|s| !seen.contains(*s)).collect();
-        let ids: BTreeSet<_> = spans.iter().map(|span| span.id.as_str()).collect();
-        let orphans: Vec<_> = spans
-            .iter()
-            .filter(|span| span.parent != client_span && !ids.contains(span.parent.as_str()))
-            .collect();
-        if missing.is_empty() && orphans.is_empty() {
-            Ok(spans)
-        } else {
-            Err(format!(
-                "no spans of {missing:?}; without parents: {orphans:?}"
-            ))
-        }
-    });
-    let mut per_service: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for span in &spans {
-        per_service
-            .entry(&span.service)
-            .or_default()
-            .push(&span.name);
-    }
-    for service in [
-        "berth-image",
-        "berth-instance",
-        "berth-network",
-        "berth-storage",
-    ] {
-        let names = &per_service[service];
-        assert!(
-            names.iter().any(|name| name.contains("berth.")),
-            "{service} names no method among {names:?}"
+    /// Waits until a trace has spans of all five services, and checks that they hang together.
+    #[track_caller]
+    fn whole_trace(&self, trace: &str, root: &str) {
+        let all: BTreeSet<String> = SERVICES.iter().map(|s| format!("berth-{s}")).collect();
+        let services = || -> BTreeSet<String> {
+            self.of_trace(trace)
+                .into_iter()
+                .map(|s| s.service)
+                .collect()
+        };
+        until(
+            "spans of all five services",
+            Duration::from_secs(20),
+            || {
+                let seen = services();
+                if seen == all {
+                    Ok(())
+                } else {
+                    Err(format!("only of {seen:?}"))
+                }
+            },
         );
+        // The last batch of whoever is slowest.
+        std::thread::sleep(Duration::from_millis(600));
+        let spans = self.of_trace(trace);
+        let ids: BTreeSet<&str> = spans
+            .iter()
+            .map(|s| s.span.as_str())
+            .chain([root])
+            .collect();
+        for span in &spans {
+            assert!(
+                ids.contains(span.parent.as_str()),
+                "{} of {} hangs on nothing",
+                span.name,
+                span.service
+            );
+        }
     }
 }
 
-fn ids(number: u8) -> (String, String, String) {
-    let (trace, span) = (hex::encode([number; 16]), hex::encode([number + 1; 8]));
-    let header = format!("00-{trace}-{span}-01");
-    (trace, span, header)
+fn metrics(sandbox: &Sandbox, service: &str) -> String {
+    let path = sandbox.state().join(format!("{service}/metrics.sock"));
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 #[test]
-fn a_launch_is_one_trace_over_five_services() {
-    let pairs = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317"),
-        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
-    ];
-    let environment = pairs
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+fn a_launch_is_one_trace_over_all_five_services() {
+    let collector = (
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        format!("http://127.0.0.1:{PORT}"),
+    );
+    let often = ("OTEL_BSP_SCHEDULE_DELAY", "200".to_owned());
+    let environment = [collector, often]
+        .map(|(name, value)| (name.to_owned(), value))
         .to_vec();
-    let options = UpOptions {
+    let server = Server::sandbox_with(UpOptions {
+        extra: SERVICES
+            .iter()
+            .map(|s| {
+                (
+                    (*s).to_owned(),
+                    "[server.log]\nformat = \"json\"".to_owned(),
+                )
+            })
+            .collect(),
         environment,
         ..UpOptions::default()
-    };
-    let server = Server::sandbox_with(options);
-    let collector = Collector::default();
-    collector.serve(&server.own().netns(), 4317);
+    });
+    let sandbox = server.own();
+    let collector = Collector::start(sandbox);
     server.import(Image::Busybox);
+
+    // By REST, continuing the client's own trace.
+    let (trace, root) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
     let mut rest = server.rest();
-
-    let (trace, span, header) = ids(0xa1);
     let body = json!({
-        "name": "traced-a", "start": true, "source": {"type": "image", "alias": "busybox"},
+        "name": "traced", "start": true,
+        "source": {"type": "image", "alias": "busybox"},
     });
-    let headers = [
-        ("content-type", "application/json"),
-        ("traceparent", header.as_str()),
-    ];
-    let reply = rest.send(Method::POST, "/1.0/instances", &headers, body.to_string());
-    let operation = reply.json().unwrap()["operation"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    let ended = rest.get(&format!("{operation}/wait"));
-    assert_eq!(ended["status_code"], 200, "{ended}");
-    assert_eq!(
-        rest.get("/1.0/instances/traced-a/state")["status"],
-        "Running"
+    let traceparent = format!("00-{trace}-{root}-01");
+    let reply = rest.send(
+        Method::POST,
+        "/1.0/instances",
+        &[
+            ("content-type", "application/json"),
+            ("traceparent", &traceparent),
+        ],
+        body.to_string(),
     );
-    is_one_trace(&collector, &trace, &span);
-
-    let (trace, span, header) = ids(0xb1);
-    let socket = server.own().grpc_socket("gateway");
-    rest.runtime().block_on(launch_by_grpc(&socket, &header));
-    is_one_trace(&collector, &trace, &span);
-
-    log_lines_carry_the_trace(&server, &trace);
-    for name in ["traced-a", "traced-b"] {
-        let path = format!("/1.0/instances/{name}");
-        let stop = json!({"action": "stop", "force": true});
-        if rest.get(&path)["status"] == "Running" {
-            rest.change(Method::PUT, &format!("{path}/state"), stop);
-        }
-        rest.change(Method::DELETE, &path, Value::Null);
-    }
-}
-
-async fn launch_by_grpc(socket: &std::path::Path, traceparent: &str) {
-    let endpoint = format!("unix:{}", socket.display());
-    let channel = tonic::transport::Endpoint::from_shared(endpoint)
-        .unwrap()
-        .connect()
-        .await;
-    let mut gateway = GatewayServiceClient::new(channel.unwrap());
-    let mut request = Request::new(CreateInstanceRequest {
-        parent: "projects/default".into(),
-        instance_id: "traced-b".into(),
-        instance: Some(Instance::default()),
-        default_profiles: true,
-        source: Some(Source::ImageAlias("busybox".into())),
-        start: true,
-        ..Default::default()
-    });
-    request
-        .metadata_mut()
-        .insert("traceparent", traceparent.parse().unwrap());
-    let mut operation = gateway.create_instance(request).await.unwrap().into_inner();
-    let begun = std::time::Instant::now();
-    let mut operations = operations_client(socket).await;
-    while !operation.done {
-        assert!(begun.elapsed() < SOON, "{operation:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let name = operation.name.clone();
-        let get = berth_proto::longrunning::GetOperationRequest { name };
-        operation = operations.get_operation(get).await.unwrap().into_inner();
-    }
-    let result = operation.result.unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+    let operation = answer["operation"].as_str().unwrap().to_owned();
+    let done = rest.get(&format!("{operation}/wait?timeout=30"));
+    assert_eq!(done["status"], "Success", "{done}");
+    assert_eq!(rest.get("/1.0/instances/traced")["status"], "Running");
+    collector.whole_trace(trace, root);
+    let log = std::fs::read_to_string(sandbox.log_file("gateway")).unwrap();
     assert!(
-        matches!(
-            result,
-            berth_proto::longrunning::operation::Result::Response(_)
-        ),
-        "{result:?}"
+        log.contains(trace),
+        "the gateway's log lines do not carry the trace's id"
     );
-    // The verbs over gRPC are the same whole thing: one more, refused for its reason.
-    let name = "projects/default/instances/no-such".to_owned();
-    let refused = gateway.delete_instance(DeleteInstanceRequest {
-        name,
-        ..Default::default()
-    });
-    assert_eq!(refused.await.unwrap_err().code(), tonic::Code::NotFound);
-}
 
-async fn operations_client(
-    socket: &std::path::Path,
-) -> berth_proto::longrunning::operations_client::OperationsClient<tonic::transport::Channel> {
-    let endpoint = format!("unix:{}", socket.display());
-    let channel = tonic::transport::Endpoint::from_shared(endpoint)
-        .unwrap()
-        .connect()
-        .await;
-    berth_proto::longrunning::operations_client::OperationsClient::new(channel.unwrap())
-}
-
-fn log_lines_carry_the_trace(server: &Server, trace: &str) {
-    let with_trace = SERVICES.iter().filter(|service| {
-        let name = service.trim_start_matches("berth-");
-        let log = std::fs::read_to_string(server.own().log_file(name)).unwrap();
-        log.contains(trace)
+    // By gRPC.
+    let (trace, root) = ("1bf7651916cd43dd8448eb211c80319d", "c7ad6b7169203332");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let address = format!("unix:{}", sandbox.grpc_socket("gateway").display());
+        let channel = berth_rpc::connect(&address).unwrap();
+        let mut request = tonic::Request::new(gateway::CreateInstanceRequest {
+            parent: "projects/default".into(),
+            instance_id: "called".into(),
+            instance: Some(instance::Instance::default()),
+            default_profiles: true,
+            source: Some(Source::ImageAlias("busybox".into())),
+            start: true,
+            request_id: "launch-called".into(),
+        });
+        let traceparent = format!("00-{trace}-{root}-01").parse().unwrap();
+        request.metadata_mut().insert("traceparent", traceparent);
+        let operation = GatewayServiceClient::new(channel.clone())
+            .create_instance(request)
+            .await
+            .unwrap();
+        let wait = longrunning::WaitOperationRequest {
+            name: operation.into_inner().name,
+            timeout: None,
+        };
+        let done = OperationsClient::new(channel)
+            .wait_operation(wait)
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(done.done);
+        assert!(
+            matches!(
+                done.result,
+                Some(longrunning::operation::Result::Response(_))
+            ),
+            "{done:?}"
+        );
     });
-    let with_trace: Vec<_> = with_trace.collect();
-    assert!(
-        with_trace.contains(&&"berth-gateway"),
-        "only {with_trace:?} log the trace's id"
-    );
+    assert_eq!(rest.get("/1.0/instances/called")["status"], "Running");
+    collector.whole_trace(trace, root);
+
+    for service in SERVICES {
+        let text = metrics(sandbox, service);
+        assert!(text.starts_with("HTTP/1.1 200"), "{service}: {text}");
+        assert!(
+            text.contains("process_resident_memory_bytes"),
+            "{service}: {text}"
+        );
+        assert!(
+            text.contains("berth_grpc_calls_total{method=\"berth."),
+            "{service}: {text}"
+        );
+    }
 }

@@ -38,9 +38,16 @@ pub(super) fn text(
         "instance" => {
             set("monitor", path(&sandbox.binary("berth-monitor")));
             set("cgroup_parent", Value::String(sandbox.cgroup_parent()));
-            if lxcfs {
-                set("lxcfs_dir", path(&state.join("lxcfs")));
-            }
+            set("run_dir", path(&state.join("instance/run")));
+            // Empty: guests see the machine's CPUs and memory.
+            let lxcfs = if lxcfs {
+                state.join("lxcfs")
+            } else {
+                PathBuf::new()
+            };
+            set("lxcfs_dir", path(&lxcfs));
+            // The sandbox's cgroups are its own business, also where systemd runs.
+            set("systemd_scope", Value::Boolean(false));
         }
         "storage" => {
             set(
