@@ -72,9 +72,14 @@ impl Btrfs {
         }
         let copy = host::fs::open_dir_beneath(parent, name).doing(|| "opening a snapshot")?;
         for inner in nested {
-            let (directory, last) = split(&inner.path);
+            let Some(path) = &inner.path else {
+                return Err(Error::Precondition(
+                    "a nested subvolume's path is too long to be copied".into(),
+                ));
+            };
+            let (directory, last) = split(path);
             // Those made after the snapshot have no place in it.
-            let Ok(inner_source) = btrfs::open_nested(source, &inner.path) else {
+            let Ok(inner_source) = btrfs::open_nested(source, path) else {
                 continue;
             };
             let Ok(holder) = btrfs::open_nested(&copy, directory) else {
@@ -98,17 +103,24 @@ impl Btrfs {
         Ok(())
     }
 
-    /// Removes all subvolumes inside subvolume `id`, innermost first, without recursion.
-    fn remove_nested(&self, id: u64) -> Result<()> {
-        let mut order = Vec::new();
-        let mut queue = vec![id];
-        while let Some(outer) = queue.pop() {
-            for inner in btrfs::nested(&self.top.fd, outer)? {
-                queue.push(inner.id);
-                order.push(inner.id);
+    /// Removes all subvolumes inside `top`, innermost first. A guest may nest them as deep as it
+    /// likes, so there is no recursion.
+    fn remove_nested(&self, top: &OwnedFd) -> Result<()> {
+        let mut stack = vec![self.level(None, Some(top))?];
+        while let Some(level) = stack.last_mut() {
+            if let Some(inner) = level.left.pop() {
+                let fd = level
+                    .fd
+                    .as_ref()
+                    .zip(inner.path.as_ref())
+                    .and_then(|(fd, path)| btrfs::open_nested(fd, path).ok());
+                let next = self.level(Some(inner.id), fd.as_ref())?;
+                stack.push(next);
+                continue;
             }
-        }
-        for id in order.into_iter().rev() {
+            let Some(id) = stack.pop().and_then(|level| level.id) else {
+                continue;
+            };
             match btrfs::destroy_id(&self.top.fd, id) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
@@ -117,6 +129,34 @@ impl Btrfs {
         }
         Ok(())
     }
+
+    fn level(&self, id: Option<u64>, fd: Option<&OwnedFd>) -> Result<Level> {
+        let (known, fd) = match (id, fd) {
+            (Some(id), fd) => (id, fd),
+            (None, Some(fd)) => (btrfs::subvolume_id(fd)?, Some(fd)),
+            (None, None) => return Err(Error::Unavailable("no subvolume to look into".into())),
+        };
+        let left = btrfs::nested(&self.top.fd, known)?;
+        if let Some(fd) = fd.filter(|_| !left.is_empty()) {
+            // Nothing can be taken out of a read-only one.
+            btrfs::set_read_only(fd, false)?;
+        }
+        let fd = match fd {
+            Some(fd) => {
+                Some(rustix::io::fcntl_dupfd_cloexec(fd, 0).doing(|| "duplicating a descriptor")?)
+            }
+            None => None,
+        };
+        Ok(Level { id, fd, left })
+    }
+}
+
+/// A subvolume under removal: its id unless it is the outermost, itself where it could be opened,
+/// and what is left in it.
+struct Level {
+    id: Option<u64>,
+    fd: Option<OwnedFd>,
+    left: Vec<btrfs::Nested>,
 }
 
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
@@ -190,14 +230,13 @@ impl Driver for Btrfs {
         if !btrfs::is_subvolume(&top)? {
             return host::tree::remove(dir, name);
         }
-        let id = btrfs::subvolume_id(&top)?;
         // A running guest might nest another meanwhile: then the kernel says ENOTEMPTY.
         for _ in 0..16 {
             match btrfs::destroy(dir, name) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => {
-                    self.remove_nested(id)?;
+                    self.remove_nested(&top)?;
                 }
                 Err(error) => return Err(error).doing(|| format!("removing subvolume {name}")),
             }

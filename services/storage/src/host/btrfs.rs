@@ -277,8 +277,8 @@ pub fn is_subvolume(fd: impl AsFd) -> Result<bool> {
 pub struct Nested {
     /// Subvolume id.
     pub id: u64,
-    /// Path in the subvolume that holds it.
-    pub path: Vec<u8>,
+    /// Path in the subvolume that holds it; `None` when it is longer than the kernel will tell.
+    pub path: Option<Vec<u8>>,
 }
 
 struct Item<'a> {
@@ -374,13 +374,16 @@ pub fn nested(any: impl AsFd, id: u64) -> Result<Vec<Nested>> {
     .doing(|| "looking for nested subvolumes")?;
     let mut out = Vec::with_capacity(found.len());
     for (child, directory, name) in found {
-        let mut path = match ino_lookup(&any, id, directory) {
-            Ok((_, path)) => path,
+        let path = match ino_lookup(&any, id, directory) {
+            Ok((_, mut path)) => {
+                path.extend_from_slice(&name);
+                Some(path)
+            }
             // Its directory went away between the two calls, and so did it.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => None,
             Err(error) => return Err(error).doing(|| "finding a nested subvolume's path"),
         };
-        path.extend_from_slice(&name);
         out.push(Nested { id: child, path });
     }
     Ok(out)

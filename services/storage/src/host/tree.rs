@@ -406,7 +406,7 @@ pub fn set_xattr(fd: &OwnedFd, name: &CStr, value: &[u8]) -> Result<()> {
 fn copy_xattrs(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
     let path = proc_path(from.as_fd());
     let mut list = vec![0_u8; 0];
-    let size = match rustix::fs::listxattr(path.as_str(), &mut [0_u8; 0][..]) {
+    let size = match rustix::fs::listxattr_query(path.as_str()) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(()),
         Ok(size) => size,
         Err(errno) => return Err(errno).doing(|| "listing extended attributes"),
