@@ -4,6 +4,7 @@ use anyhow::Context;
 use berth_image::{App, Config, ImageApi, MIGRATIONS};
 use berth_server::{Args, Server, Startup};
 use berth_store::Store;
+use std::os::unix::fs::DirBuilderExt;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -18,12 +19,18 @@ async fn main() -> anyhow::Result<()> {
     };
     let _telemetry = berth_server::telemetry("berth-image", &config.server)?;
     let state_dir = &config.server.state_dir;
-    std::fs::create_dir_all(state_dir)
+    // The group reads blobs in here; nobody else has business with it.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(state_dir)
         .with_context(|| format!("making {}", state_dir.display()))?;
     let store = Store::open(&config.server.database(), MIGRATIONS)
         .await
         .context("opening the database")?;
-    let app = App::open(&config, store).await.context("opening the images")?;
+    let app = App::open(&config, store)
+        .await
+        .context("opening the images")?;
     let served = Server::new("berth-image", &config.server)
         .add_service(ImageApi::new(app.clone()).into_server())
         .serve()

@@ -26,7 +26,8 @@ pub async fn purge(config: &Config) -> Result<(), Error> {
         "images",
         "blob_removals",
     ] {
-        tx.execute(&format!("DELETE FROM {table}"), Vec::new()).await?;
+        tx.execute(&format!("DELETE FROM {table}"), Vec::new())
+            .await?;
     }
     tx.commit().await?;
     for directory in ["blobs", "incoming", "set-aside"] {

@@ -1,8 +1,9 @@
 //! The binary itself: its flags, its socket, and being killed at the worst moments.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
-use berth_proto::image::{ListImagesRequest, DeleteImageRequest};
+use berth_proto::image::{DeleteImageRequest, ListImagesRequest};
 use common::*;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -39,7 +40,12 @@ async fn start(dir: &Path, failpoints: &str) -> anyhow::Result<Running> {
         .arg("--config")
         .arg(config)
         .env("BERTH_FAILPOINTS", failpoints)
-        .stderr(Stdio::from(std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log"))?))
+        .stderr(Stdio::from(
+            std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(dir.join("log"))?,
+        ))
         .spawn()?;
     let channel = berth_rpc::connect(&format!("unix:{}/image.sock", dir.display()))?;
     let mut running = Running {
@@ -55,12 +61,20 @@ async fn start(dir: &Path, failpoints: &str) -> anyhow::Result<Running> {
 }
 
 async fn list(client: &mut Client) -> Result<usize, tonic::Status> {
-    let request = ListImagesRequest { parent: PARENT.into(), ..Default::default() };
+    let request = ListImagesRequest {
+        parent: PARENT.into(),
+        ..Default::default()
+    };
     Ok(client.list_images(request).await?.into_inner().images.len())
 }
 
-async fn import(client: &mut Client, upload: Upload) -> Result<berth_proto::image::Image, tonic::Status> {
-    let answer = client.import_image(tokio_stream::iter(upload.messages())).await?;
+async fn import(
+    client: &mut Client,
+    upload: Upload,
+) -> Result<berth_proto::image::Image, tonic::Status> {
+    let answer = client
+        .import_image(tokio_stream::iter(upload.messages()))
+        .await?;
     Ok(answer.into_inner())
 }
 
@@ -88,7 +102,11 @@ fn its_flags_work() {
 async fn it_can_be_killed_at_any_step() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let state = dir.path().join("state");
-    let upload = || Upload::unified(gzip(&image_tar("killed"))).request_id("r").alias("k");
+    let upload = || {
+        Upload::unified(gzip(&image_tar("killed")))
+            .request_id("r")
+            .alias("k")
+    };
     let fingerprint = sha256(&[&upload().parts[0].1]);
 
     // (where it is killed, images after, blobs after, set aside after)
@@ -98,7 +116,10 @@ async fn it_can_be_killed_at_any_step() -> anyhow::Result<()> {
         ("image.import.committed", 1, 1, 1),
     ] {
         let mut running = start(dir.path(), &format!("{point}=crash")).await?;
-        assert!(import(&mut running.client, upload()).await.is_err(), "{point}");
+        assert!(
+            import(&mut running.client, upload()).await.is_err(),
+            "{point}"
+        );
         running.child.wait()?;
         drop(running);
         let mut running = start(dir.path(), "").await?;

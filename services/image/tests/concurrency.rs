@@ -1,8 +1,9 @@
 //! Several callers at once, memory, and the cost of a launch's question.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
-use berth_image::model::{Selector, AliasName};
+use berth_image::model::{AliasName, Selector};
 use berth_proto::image::DeleteImageRequest;
 use berth_proto::types::blob_ref::Part;
 use common::*;
@@ -47,7 +48,10 @@ async fn a_shared_blob_survives_imports_and_deletes_side_by_side() -> anyhow::Re
                     let image = service.import(Upload::split(meta, rootfs.clone())).await?;
                     // Its blobs are there as long as it is.
                     assert_eq!(export(&service.client, &image.name).await?.len(), 2);
-                    let request = DeleteImageRequest { name: image.name, ..Default::default() };
+                    let request = DeleteImageRequest {
+                        name: image.name,
+                        ..Default::default()
+                    };
                     service.client.clone().delete_image(request).await?;
                 }
                 Ok::<_, anyhow::Error>(())
@@ -57,7 +61,9 @@ async fn a_shared_blob_survives_imports_and_deletes_side_by_side() -> anyhow::Re
             task??;
         }
         assert_eq!(service.files("blobs"), Vec::<String>::new());
-        let Ok(service) = Arc::try_unwrap(service) else { panic!("still shared") };
+        let Ok(service) = Arc::try_unwrap(service) else {
+            panic!("still shared")
+        };
         service.remove().await?;
     }
     Ok(())
@@ -91,18 +97,31 @@ async fn memory_does_not_grow_with_the_image() -> anyhow::Result<()> {
     messages.push(chunk(Part::Unified, &tail));
     let before = peak();
     let start = std::time::Instant::now();
-    let image = service.client.clone().import_image(tokio_stream::iter(messages)).await?.into_inner();
+    let image = service
+        .client
+        .clone()
+        .import_image(tokio_stream::iter(messages))
+        .await?
+        .into_inner();
     let imported = start.elapsed();
     assert!(image.size_bytes as u64 > SIZE);
     let request = berth_proto::image::ExportImageRequest { name: image.name };
-    let mut stream = service.client.clone().export_image(request).await?.into_inner();
+    let mut stream = service
+        .client
+        .clone()
+        .export_image(request)
+        .await?
+        .into_inner();
     let mut count = 0;
     while stream.message().await?.is_some() {
         count += 1;
     }
     assert!(count > 100);
     let grown = peak() - before;
-    println!("400 MiB: import {imported:?}, export {:?}, memory grew by {grown} KiB", start.elapsed() - imported);
+    println!(
+        "400 MiB: import {imported:?}, export {:?}, memory grew by {grown} KiB",
+        start.elapsed() - imported
+    );
     assert!(grown < 100 << 10, "memory grew by {grown} KiB");
     service.remove().await
 }
@@ -111,7 +130,9 @@ async fn memory_does_not_grow_with_the_image() -> anyhow::Result<()> {
 async fn resolving_costs_less_than_a_third_of_a_millisecond() -> anyhow::Result<()> {
     let service = Service::start(berth_testkit::TestDatabase::sqlite()).await?;
     for i in 0..60 {
-        service.import(Upload::unified(image_tar(&i.to_string())).alias(&format!("a/{i}"))).await?;
+        service
+            .import(Upload::unified(image_tar(&i.to_string())).alias(&format!("a/{i}")))
+            .await?;
     }
     let selector = Selector::Alias(AliasName::parse("a/30").map_err(anyhow::Error::msg)?);
     let start = std::time::Instant::now();
@@ -121,7 +142,9 @@ async fn resolving_costs_less_than_a_third_of_a_millisecond() -> anyhow::Result<
     let each = start.elapsed() / 5000;
     let request = || berth_proto::image::ResolveImageRequest {
         parent: PARENT.into(),
-        selector: Some(berth_proto::image::resolve_image_request::Selector::Alias("a/30".into())),
+        selector: Some(berth_proto::image::resolve_image_request::Selector::Alias(
+            "a/30".into(),
+        )),
         touch: true,
         ..Default::default()
     };
@@ -129,7 +152,10 @@ async fn resolving_costs_less_than_a_third_of_a_millisecond() -> anyhow::Result<
     for _ in 0..500 {
         service.client.clone().resolve_image(request()).await?;
     }
-    println!("resolve: {each:?} here, {:?} over gRPC (debug build)", start.elapsed() / 500);
+    println!(
+        "resolve: {each:?} here, {:?} over gRPC (debug build)",
+        start.elapsed() / 500
+    );
     assert!(each < std::time::Duration::from_micros(300), "{each:?}");
     service.remove().await
 }

@@ -1,4 +1,5 @@
 //! Uploads that mean harm, or are broken: a clear refusal, and nothing stays behind.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
@@ -37,16 +38,22 @@ async fn assert_clean(service: &Service) {
 async fn refused(service: &Service, upload: Upload, code: Code, says: &str) {
     let error = service.import(upload).await.unwrap_err();
     assert_eq!(error.code(), code, "{says}: {error}");
-    assert!(error.message().contains(says), "{says:?} not in {:?}", error.message());
+    assert!(
+        error.message().contains(says),
+        "{says:?} not in {:?}",
+        error.message()
+    );
     assert_clean(service).await;
 }
 
-async fn send(
-    service: &Service,
-    messages: Vec<berth_proto::image::ImportImageRequest>,
-) -> Status {
+async fn send(service: &Service, messages: Vec<berth_proto::image::ImportImageRequest>) -> Status {
     let stream = tokio_stream::iter(messages);
-    service.client.clone().import_image(stream).await.unwrap_err()
+    service
+        .client
+        .clone()
+        .import_image(stream)
+        .await
+        .unwrap_err()
 }
 
 fn with_yaml(yaml: &[u8]) -> Vec<u8> {
@@ -72,12 +79,48 @@ async fn broken_archives_are_refused() {
         }
         refused(&service, Upload::unified(damaged), bad, "the archive").await;
     }
-    refused(&service, Upload::unified(good[..5000].to_vec()), bad, "ends too early").await;
-    refused(&service, Upload::unified(squash[..90].to_vec()), bad, "squashfs").await;
-    refused(&service, Upload::unified(squash[..squash.len() / 2].to_vec()), bad, "squashfs").await;
-    refused(&service, Upload::unified(noise(100_000)), bad, "none of tar").await;
-    refused(&service, Upload::unified(gzip(&noise(100_000))), bad, "not a tar").await;
-    refused(&service, Upload::unified(b"{}".to_vec()), bad, "none of tar").await;
+    refused(
+        &service,
+        Upload::unified(good[..5000].to_vec()),
+        bad,
+        "ends too early",
+    )
+    .await;
+    refused(
+        &service,
+        Upload::unified(squash[..90].to_vec()),
+        bad,
+        "squashfs",
+    )
+    .await;
+    refused(
+        &service,
+        Upload::unified(squash[..squash.len() / 2].to_vec()),
+        bad,
+        "squashfs",
+    )
+    .await;
+    refused(
+        &service,
+        Upload::unified(noise(100_000)),
+        bad,
+        "none of tar",
+    )
+    .await;
+    refused(
+        &service,
+        Upload::unified(gzip(&noise(100_000))),
+        bad,
+        "not a tar",
+    )
+    .await;
+    refused(
+        &service,
+        Upload::unified(b"{}".to_vec()),
+        bad,
+        "none of tar",
+    )
+    .await;
     let lzma = [&[0x5d, 0, 0, 0x80, 0][..], &noise(100)].concat();
     refused(&service, Upload::unified(lzma), Code::Unimplemented, "lzma").await;
     let mut lzo = squash.clone();
@@ -86,9 +129,27 @@ async fn broken_archives_are_refused() {
     let disk = [b"QFI\xfb".as_slice(), &noise(500)].concat();
     refused(&service, Upload::unified(disk.clone()), bad, "bare disk").await;
     let meta = metadata_tar("x");
-    refused(&service, Upload::split(disk, rootfs_tar("x")), bad, "metadata part is a disk").await;
-    refused(&service, Upload::split(meta.clone(), noise(900)), bad, "the rootfs part is none").await;
-    refused(&service, Upload::split(rootfs_tar("x"), meta), bad, "no metadata.yaml").await;
+    refused(
+        &service,
+        Upload::split(disk, rootfs_tar("x")),
+        bad,
+        "metadata part is a disk",
+    )
+    .await;
+    refused(
+        &service,
+        Upload::split(meta.clone(), noise(900)),
+        bad,
+        "the rootfs part is none",
+    )
+    .await;
+    refused(
+        &service,
+        Upload::split(rootfs_tar("x"), meta),
+        bad,
+        "no metadata.yaml",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -99,35 +160,97 @@ async fn archives_that_are_no_image_are_refused() {
     let file = |name| Entry::File(name, yaml);
     for (entries, says) in [
         (vec![Entry::Dir("rootfs")], "has no metadata.yaml"),
-        (vec![file("metadata.yaml")], "neither rootfs/ nor rootfs.img"),
-        (vec![file("sub/metadata.yaml"), Entry::Dir("rootfs")], "has no metadata.yaml"),
-        (vec![Entry::Dir("rootfs"), Entry::Symlink("metadata.yaml", "/etc/shadow")], "not a regular file"),
-        (vec![Entry::Symlink("rootfs", "/"), file("metadata.yaml")], "rootfs in the image is not a directory"),
-        (vec![Entry::Symlink("templates", "/root"), file("metadata.yaml"), Entry::Dir("rootfs")], "templates"),
-        (vec![file("rootfs"), file("metadata.yaml")], "rootfs in the image is not a directory"),
-        (vec![Entry::Dir("rootfs.img"), file("metadata.yaml")], "rootfs.img in the image is not a regular file"),
+        (
+            vec![file("metadata.yaml")],
+            "neither rootfs/ nor rootfs.img",
+        ),
+        (
+            vec![file("sub/metadata.yaml"), Entry::Dir("rootfs")],
+            "has no metadata.yaml",
+        ),
+        (
+            vec![
+                Entry::Dir("rootfs"),
+                Entry::Symlink("metadata.yaml", "/etc/shadow"),
+            ],
+            "not a regular file",
+        ),
+        (
+            vec![Entry::Symlink("rootfs", "/"), file("metadata.yaml")],
+            "rootfs in the image is not a directory",
+        ),
+        (
+            vec![
+                Entry::Symlink("templates", "/root"),
+                file("metadata.yaml"),
+                Entry::Dir("rootfs"),
+            ],
+            "templates",
+        ),
+        (
+            vec![file("rootfs"), file("metadata.yaml")],
+            "rootfs in the image is not a directory",
+        ),
+        (
+            vec![Entry::Dir("rootfs.img"), file("metadata.yaml")],
+            "rootfs.img in the image is not a regular file",
+        ),
     ] {
-        refused(&service, Upload::unified(gzip(&tar_of(&entries))), bad, says).await;
+        refused(
+            &service,
+            Upload::unified(gzip(&tar_of(&entries))),
+            bad,
+            says,
+        )
+        .await;
     }
     let giant = [yaml, &vec![b'#'; 2 << 20]].concat();
     for (yaml, says) in [
         (giant.as_slice(), "larger than 1048576 bytes"),
         (b"", "empty"),
-        (b"architecture: vax\ncreation_date: 1\n", "unknown architecture \"vax\""),
-        (b"architecture: [x86_64]\ncreation_date: 1\n", "architecture"),
-        (b"architecture: 64\ncreation_date: 1\n", "unknown architecture"),
+        (
+            b"architecture: vax\ncreation_date: 1\n",
+            "unknown architecture \"vax\"",
+        ),
+        (
+            b"architecture: [x86_64]\ncreation_date: 1\n",
+            "architecture",
+        ),
+        (
+            b"architecture: 64\ncreation_date: 1\n",
+            "unknown architecture",
+        ),
         (b"creation_date: 1\n", "has no architecture"),
         (b"architecture: x86_64\n", "has no creation_date"),
-        (b"architecture: x86_64\ncreation_date: tomorrow\n", "creation_date"),
-        (b"architecture: x86_64\ncreation_date: 1\nproperties: 7\n", "properties"),
+        (
+            b"architecture: x86_64\ncreation_date: tomorrow\n",
+            "creation_date",
+        ),
+        (
+            b"architecture: x86_64\ncreation_date: 1\nproperties: 7\n",
+            "properties",
+        ),
         (b"%%%\n\t- [", "metadata.yaml"),
         (b"\xff\xff", "UTF-8"),
     ] {
         refused(&service, Upload::unified(zstd(&with_yaml(yaml))), bad, says).await;
-        let split = Upload::split(xz(&tar_of(&[Entry::File("metadata.yaml", yaml)])), rootfs_tar("r"));
+        let split = Upload::split(
+            xz(&tar_of(&[Entry::File("metadata.yaml", yaml)])),
+            rootfs_tar("r"),
+        );
         refused(&service, split, bad, says).await;
         if !yaml.is_empty() {
-            refused(&service, Upload::unified(squashfs(yaml, false)), bad, if says.starts_with("larger") { "larger" } else { says }).await;
+            refused(
+                &service,
+                Upload::unified(squashfs(yaml, false)),
+                bad,
+                if says.starts_with("larger") {
+                    "larger"
+                } else {
+                    says
+                },
+            )
+            .await;
         }
     }
 }
@@ -149,7 +272,13 @@ async fn a_decompression_bomb_is_stopped() {
     assert!(bomb.len() < 8 << 20, "{}", bomb.len());
     let service = service().await;
     let start = std::time::Instant::now();
-    refused(&service, Upload::unified(bomb), Code::InvalidArgument, "decompression bomb").await;
+    refused(
+        &service,
+        Upload::unified(bomb),
+        Code::InvalidArgument,
+        "decompression bomb",
+    )
+    .await;
     println!("stopped after {:?}", start.elapsed());
 }
 
@@ -164,7 +293,10 @@ async fn a_stream_out_of_order_is_refused() {
     for (messages, at) in [
         (vec![], "header"),
         (vec![unified()], "header"),
-        (vec![berth_proto::image::ImportImageRequest { message: None }], "header"),
+        (
+            vec![berth_proto::image::ImportImageRequest { message: None }],
+            "header",
+        ),
         (vec![head()], "chunk"),
         (vec![head(), head()], "header"),
         (vec![head(), part(Part::Unspecified)], "chunk.part"),
@@ -173,12 +305,27 @@ async fn a_stream_out_of_order_is_refused() {
         (vec![split(), unified()], "chunk.part"),
         (vec![split(), part(Part::Rootfs)], "chunk.part"),
         (vec![split(), part(Part::Metadata)], "chunk"),
-        (vec![split(), part(Part::Metadata), part(Part::Rootfs), part(Part::Metadata)], "chunk.part"),
-        (vec![head(), chunk(Part::Unified, &vec![0; (1 << 20) + 1])], "chunk.data"),
+        (
+            vec![
+                split(),
+                part(Part::Metadata),
+                part(Part::Rootfs),
+                part(Part::Metadata),
+            ],
+            "chunk.part",
+        ),
+        (
+            vec![head(), chunk(Part::Unified, &vec![0; (1 << 20) + 1])],
+            "chunk.data",
+        ),
         (vec![head(), chunk(Part::Unified, &[])], "chunk.data"),
     ] {
         let error = send(&service, messages).await;
-        assert_eq!((error.code(), field(&error).as_str()), (Code::InvalidArgument, at), "{error}");
+        assert_eq!(
+            (error.code(), field(&error).as_str()),
+            (Code::InvalidArgument, at),
+            "{error}"
+        );
         assert_clean(&service).await;
     }
 }
@@ -191,21 +338,43 @@ async fn a_wrong_header_is_refused_by_field() {
         (|h| h.parent = "default".into(), "header.parent"),
         (|h| h.filename = "../x".into(), "header.filename"),
         (|h| h.filename = "a\nb".into(), "header.filename"),
-        (|h| h.expected_fingerprint = "../../etc/passwd".into(), "header.expected_fingerprint"),
+        (
+            |h| h.expected_fingerprint = "../../etc/passwd".into(),
+            "header.expected_fingerprint",
+        ),
         (|h| h.expire_time = "soon".into(), "header.expire_time"),
         (|h| h.profiles = vec![String::new()], "header.profiles"),
-        (|h| { h.properties.insert("a\nb".into(), String::new()); }, "header.properties.a\nb"),
-        (|h| { h.properties.insert("k".into(), "x".repeat(70_000)); }, "header.properties.k"),
-        (|h| h.aliases = vec![Default::default()], "header.aliases[0].alias"),
+        (
+            |h| {
+                h.properties.insert("a\nb".into(), String::new());
+            },
+            "header.properties.a\nb",
+        ),
+        (
+            |h| {
+                h.properties.insert("k".into(), "x".repeat(70_000));
+            },
+            "header.properties.k",
+        ),
+        (
+            |h| h.aliases = vec![Default::default()],
+            "header.aliases[0].alias",
+        ),
     ];
     for (change, at) in changes {
         let mut upload = Upload::unified(image_tar("h"));
         change(&mut upload.header);
         let error = service.import(upload).await.unwrap_err();
-        assert_eq!((error.code(), field(&error).as_str()), (Code::InvalidArgument, at));
+        assert_eq!(
+            (error.code(), field(&error).as_str()),
+            (Code::InvalidArgument, at)
+        );
     }
     let twice = Upload::unified(image_tar("h")).alias("a").alias("a");
-    assert_eq!(field(&service.import(twice).await.unwrap_err()), "header.aliases[1].alias");
+    assert_eq!(
+        field(&service.import(twice).await.unwrap_err()),
+        "header.aliases[1].alias"
+    );
     assert_clean(&service).await;
 }
 
@@ -218,8 +387,14 @@ async fn a_caller_that_goes_away_leaves_nothing() {
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         client.import_image(stream).await
     });
-    sender.send(header(Upload::unified(Vec::new()).header)).await.unwrap();
-    sender.send(chunk(Part::Unified, &image_tar("gone"))).await.unwrap();
+    sender
+        .send(header(Upload::unified(Vec::new()).header))
+        .await
+        .unwrap();
+    sender
+        .send(chunk(Part::Unified, &image_tar("gone")))
+        .await
+        .unwrap();
     while service.files("incoming").is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -235,7 +410,10 @@ async fn an_image_larger_than_allowed_is_refused() {
     let service = Service::start_with(database, |config| config.max_image_bytes = 10_000)
         .await
         .unwrap();
-    let error = service.import(Upload::unified(image_tar("large"))).await.unwrap_err();
+    let error = service
+        .import(Upload::unified(image_tar("large")))
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted);
     assert_eq!(reason(&error), "IMAGE_TOO_LARGE");
     assert_clean(&service).await;
@@ -252,7 +430,12 @@ async fn random_damage_is_survived() {
         Entry::Dir("rootfs"),
         Entry::File("metadata.yaml", METADATA.as_bytes()),
     ]);
-    let originals = [gzip(&tar), squashfs(METADATA.as_bytes(), false), zstd(&tar), tar];
+    let originals = [
+        gzip(&tar),
+        squashfs(METADATA.as_bytes(), false),
+        zstd(&tar),
+        tar,
+    ];
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let strategy = (any::<u16>(), any::<u8>(), any::<u16>());
     for i in 0..200 {

@@ -1,4 +1,5 @@
 //! Images as people make them: with GNU tar and mksquashfs.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
@@ -30,7 +31,11 @@ fn run(dir: &Path, line: &str) -> bool {
 async fn gnu_tar_and_mksquashfs_images_are_taken() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let tree = dir.path().join("tree");
-    let deep = tree.join("rootfs").join("d".repeat(90)).join("e".repeat(90)).join("f".repeat(90));
+    let deep = tree
+        .join("rootfs")
+        .join("d".repeat(90))
+        .join("e".repeat(90))
+        .join("f".repeat(90));
     std::fs::create_dir_all(&deep)?;
     std::fs::create_dir_all(tree.join("templates"))?;
     std::fs::write(tree.join("metadata.yaml"), METADATA)?;
@@ -48,15 +53,42 @@ async fn gnu_tar_and_mksquashfs_images_are_taken() -> anyhow::Result<()> {
     let service = Service::start(berth_testkit::TestDatabase::sqlite()).await?;
     let (mut tried, order) = (0, "rootfs templates metadata.yaml");
     for (line, extension) in [
-        (format!("tar -S --format=gnu -czf ../out -C . {order}"), ".tar.gz"),
-        (format!("tar -S --format=posix -cJf ../out -C . {order}"), ".tar.xz"),
-        (format!("tar -S --sparse-version=0.1 --format=posix -cjf ../out {order}"), ".tar.bz2"),
-        (format!("tar --zstd -cf ../out ./rootfs ./templates ./metadata.yaml -S"), ".tar.zst"),
-        ("tar --format=gnu -Scf ../out metadata.yaml templates rootfs".to_owned(), ".tar"),
-        ("mksquashfs . ../out -noappend -quiet -comp gzip".to_owned(), ".squashfs"),
-        ("mksquashfs . ../out -noappend -quiet -comp xz -b 1M".to_owned(), ".squashfs"),
-        ("mksquashfs . ../out -noappend -quiet -comp zstd -no-fragments".to_owned(), ".squashfs"),
-        ("mksquashfs . ../out -noappend -quiet -noI -noD -noF -always-use-fragments".to_owned(), ".squashfs"),
+        (
+            format!("tar -S --format=gnu -czf ../out -C . {order}"),
+            ".tar.gz",
+        ),
+        (
+            format!("tar -S --format=posix -cJf ../out -C . {order}"),
+            ".tar.xz",
+        ),
+        (
+            format!("tar -S --sparse-version=0.1 --format=posix -cjf ../out {order}"),
+            ".tar.bz2",
+        ),
+        (
+            "tar --zstd -cf ../out ./rootfs ./templates ./metadata.yaml -S".to_owned(),
+            ".tar.zst",
+        ),
+        (
+            "tar --format=gnu -Scf ../out metadata.yaml templates rootfs".to_owned(),
+            ".tar",
+        ),
+        (
+            "mksquashfs . ../out -noappend -quiet -comp gzip".to_owned(),
+            ".squashfs",
+        ),
+        (
+            "mksquashfs . ../out -noappend -quiet -comp xz -b 1M".to_owned(),
+            ".squashfs",
+        ),
+        (
+            "mksquashfs . ../out -noappend -quiet -comp zstd -no-fragments".to_owned(),
+            ".squashfs",
+        ),
+        (
+            "mksquashfs . ../out -noappend -quiet -noI -noD -noF -always-use-fragments".to_owned(),
+            ".squashfs",
+        ),
     ] {
         if !run(&tree, &line) {
             continue;
@@ -66,13 +98,19 @@ async fn gnu_tar_and_mksquashfs_images_are_taken() -> anyhow::Result<()> {
         assert_eq!(image.r#type(), Type::Container, "{line}");
         assert_eq!(image.properties["release"], "bookworm", "{line}");
         let exported = export(&service.client, &image.name).await?;
-        assert!(exported[0].0.ends_with(extension), "{line}: {}", exported[0].0);
+        assert!(
+            exported[0].0.ends_with(extension),
+            "{line}: {}",
+            exported[0].0
+        );
         assert_eq!(exported[0].1, bytes);
         tried += 1;
     }
     assert!(tried >= 4, "not even tar is installed");
-    if run(&tree, "mksquashfs rootfs ../root.squashfs -noappend -quiet -comp lzo")
-        && run(&tree, "tar -cJf ../meta.tar.xz metadata.yaml templates")
+    if run(
+        &tree,
+        "mksquashfs rootfs ../root.squashfs -noappend -quiet -comp lzo",
+    ) && run(&tree, "tar -cJf ../meta.tar.xz metadata.yaml templates")
     {
         let read = |name| std::fs::read(dir.path().join(name));
         let upload = Upload::split(read("meta.tar.xz")?, read("root.squashfs")?);

@@ -1,4 +1,5 @@
 //! What a start makes of what it finds.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
@@ -31,7 +32,10 @@ async fn strangers_are_set_aside_and_uploads_swept() -> anyhow::Result<()> {
     for database in berth_testkit::databases().await? {
         let mut service = Service::start(database).await?;
         let image = service.import(Upload::unified(image_tar("keep"))).await?;
-        let (blobs, incoming) = (service.state_dir.join("blobs"), service.state_dir.join("incoming"));
+        let (blobs, incoming) = (
+            service.state_dir.join("blobs"),
+            service.state_dir.join("incoming"),
+        );
         let orphan = "ab".repeat(32);
         std::fs::write(blobs.join(&orphan), "somebody's data")?;
         std::fs::write(blobs.join("notes.txt"), "mine")?;
@@ -39,11 +43,15 @@ async fn strangers_are_set_aside_and_uploads_swept() -> anyhow::Result<()> {
         for _ in 0..2 {
             service = Service::start(service.stop().await?).await?;
             assert_eq!(service.files("incoming"), Vec::<String>::new());
-            assert_eq!(service.files("blobs"), [image.fingerprint.clone()]);
+            assert_eq!(
+                service.files("blobs"),
+                std::slice::from_ref(&image.fingerprint)
+            );
             let aside = service.files("set-aside");
             assert_eq!(aside.len(), 2);
             assert!(aside[0].starts_with(&orphan) && aside[1].starts_with("notes.txt."));
-            let text = std::fs::read_to_string(service.state_dir.join("set-aside").join(&aside[0]))?;
+            let text =
+                std::fs::read_to_string(service.state_dir.join("set-aside").join(&aside[0]))?;
             assert_eq!(text, "somebody's data");
         }
         resolve(&service, &image.fingerprint).await?;
@@ -67,7 +75,10 @@ async fn a_damaged_image_is_told_and_can_be_made_anew() -> anyhow::Result<()> {
         std::fs::write(&path, &changed)?;
         let error = export(&service.client, &image.name).await.unwrap_err();
         assert_eq!(reason(&error), "BLOB_DAMAGED");
-        assert_eq!(reason(&resolve(&service, &image.fingerprint).await.unwrap_err()), "BLOB_DAMAGED");
+        assert_eq!(
+            reason(&resolve(&service, &image.fingerprint).await.unwrap_err()),
+            "BLOB_DAMAGED"
+        );
 
         // Another length, and gone: found at start.
         for step in 0..2 {
@@ -81,7 +92,10 @@ async fn a_damaged_image_is_told_and_can_be_made_anew() -> anyhow::Result<()> {
             assert_eq!(reason(&error), "BLOB_DAMAGED");
             assert!(error.message().contains("import it again"));
         }
-        assert_eq!(reason(&export(&service.client, &image.name).await.unwrap_err()), "BLOB_DAMAGED");
+        assert_eq!(
+            reason(&export(&service.client, &image.name).await.unwrap_err()),
+            "BLOB_DAMAGED"
+        );
         delete(&service, &image.name).await?;
         service.import(Upload::unified(bytes.clone())).await?;
         resolve(&service, &image.fingerprint).await?;

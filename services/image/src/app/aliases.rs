@@ -30,7 +30,11 @@ pub async fn create_alias(
     if kind.is_some_and(|kind| kind != image.kind) {
         return Err(Error::invalid(
             "alias.type",
-            format!("image {} is of type {}", image.fingerprint, image.kind.as_str()),
+            format!(
+                "image {} is of type {}",
+                image.fingerprint,
+                image.kind.as_str()
+            ),
         ));
     }
     let alias = Alias {
@@ -60,7 +64,9 @@ pub async fn update_alias(
     let _writing = app.writing.lock().await;
     let mut alias = find(app, name)?;
     if !etag.is_empty() && etag != alias.etag() {
-        return Err(Error::Rpc(berth_rpc::Error::etag_mismatch(alias_name(name))));
+        return Err(Error::Rpc(berth_rpc::Error::etag_mismatch(alias_name(
+            name,
+        ))));
     }
     if let Some(description) = change.description {
         alias.description = description;

@@ -63,12 +63,22 @@ async fn persist(
     for alias in aliases {
         let attributes = [("target", alias.target.to_string())];
         let name = alias_name(&alias.name);
-        tx.emit(store::event("image-alias-deleted", name, attributes, &call.traceparent))
-            .await?;
+        tx.emit(store::event(
+            "image-alias-deleted",
+            name,
+            attributes,
+            &call.traceparent,
+        ))
+        .await?;
     }
     let attributes = [("type", image.kind.as_str().to_owned())];
-    tx.emit(store::event("image-deleted", name, attributes, &call.traceparent))
-        .await?;
+    tx.emit(store::event(
+        "image-deleted",
+        name,
+        attributes,
+        &call.traceparent,
+    ))
+    .await?;
     call.commit(tx, &()).await
 }
 
@@ -87,6 +97,9 @@ pub(super) async fn remove_files(app: &Arc<App>, digests: BTreeSet<Fingerprint>)
         Ok(())
     });
     if let Err(error) = removed.await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "blobs stay behind");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "blobs stay behind"
+        );
     }
 }

@@ -108,6 +108,10 @@ fn send_part(
 
 /// As LXD names exported files.
 fn filename(fingerprint: &Fingerprint, blob: &Blob) -> String {
-    let prefix = if blob.part == Part::Metadata { "meta-" } else { "" };
+    let prefix = if blob.part == Part::Metadata {
+        "meta-"
+    } else {
+        ""
+    };
     format!("{prefix}{fingerprint}{}", blob.format.extension())
 }

@@ -103,7 +103,11 @@ fn refuse_taken(
     if fingerprint.is_some_and(|f| catalogue.image(f).is_some()) {
         return Err(Error::ImageExists);
     }
-    match header.aliases.iter().find(|a| catalogue.alias(&a.name).is_some()) {
+    match header
+        .aliases
+        .iter()
+        .find(|a| catalogue.alias(&a.name).is_some())
+    {
         Some(taken) => Err(Error::AliasExists(taken.name.to_string())),
         None => Ok(()),
     }
@@ -180,7 +184,10 @@ async fn place(app: &Arc<App>, received: Received) -> Result<(), Error> {
                 .place(&mut part.incoming, &part.digest)
                 .map_err(Error::io("placing the image"))?;
         }
-        blobs_of.blobs.sync().map_err(Error::io("placing the image"))
+        blobs_of
+            .blobs
+            .sync()
+            .map_err(Error::io("placing the image"))
     });
     placed.await
 }
@@ -195,13 +202,23 @@ async fn persist(app: &App, call: &Call<ImageView>, view: &ImageView) -> Result<
     }
     let attributes = [("type", image.kind.as_str().to_owned())];
     let name = image_name(&image.fingerprint);
-    tx.emit(store::event("image-created", name, attributes, &call.traceparent))
-        .await?;
+    tx.emit(store::event(
+        "image-created",
+        name,
+        attributes,
+        &call.traceparent,
+    ))
+    .await?;
     for alias in &view.aliases {
         let attributes = [("target", alias.target.to_string())];
         let name = alias_name(&alias.name);
-        tx.emit(store::event("image-alias-created", name, attributes, &call.traceparent))
-            .await?;
+        tx.emit(store::event(
+            "image-alias-created",
+            name,
+            attributes,
+            &call.traceparent,
+        ))
+        .await?;
     }
     call.commit(tx, view).await?;
     failpoint::pass("image.import.committed").await?;

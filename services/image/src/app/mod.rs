@@ -87,7 +87,8 @@ impl<T> Call<T> {
 impl App {
     /// Opens the folder, reads the database and brings the two together.
     pub async fn open(config: &Config, store: Store) -> Result<Arc<Self>, Error> {
-        let blobs = Blobs::open(&config.server.state_dir).map_err(Error::io("opening the store"))?;
+        let blobs =
+            Blobs::open(&config.server.state_dir).map_err(Error::io("opening the store"))?;
         let catalogue = crate::reconcile::run(&store, &blobs).await?;
         let app = Arc::new(Self {
             store,
@@ -112,11 +113,18 @@ impl App {
     /// The read model. Don't keep the guard.
     pub fn catalogue(&self) -> RwLockReadGuard<'_, Catalogue> {
         // A panic while it was locked can't leave it half changed: changes are single calls.
-        self.catalogue.read().unwrap_or_else(PoisonError::into_inner)
+        self.catalogue
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change<R>(&self, change: impl FnOnce(&mut Catalogue) -> R) -> R {
-        change(&mut self.catalogue.write().unwrap_or_else(PoisonError::into_inner))
+        change(
+            &mut self
+                .catalogue
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     fn view(&self, fingerprint: &Fingerprint) -> Result<ImageView, Error> {
@@ -150,7 +158,10 @@ impl App {
         if outcome.is_err()
             && let Err(error) = self.reload().await
         {
-            tracing::error!(error = &error as &dyn std::error::Error, "the catalogue was not read again");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the catalogue was not read again"
+            );
         }
         outcome
     }

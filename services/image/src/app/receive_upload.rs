@@ -86,7 +86,10 @@ impl Receiver {
         if self.total > self.app.max_image_bytes {
             return Err(Error::Rpc(berth_rpc::Error::exhausted(
                 "IMAGE_TOO_LARGE",
-                format!("an image has at most {} bytes here", self.app.max_image_bytes),
+                format!(
+                    "an image has at most {} bytes here",
+                    self.app.max_image_bytes
+                ),
             )));
         }
         if let Some(current) = &mut self.current {

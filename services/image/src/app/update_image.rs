@@ -1,7 +1,7 @@
 use super::{App, Call, ImageView, image_name};
 use crate::error::Error;
-use crate::model::image::{self, Image};
 use crate::model::Prefix;
+use crate::model::image::{self, Image};
 use crate::store;
 use std::sync::Arc;
 
@@ -46,15 +46,8 @@ pub async fn update_image(
 }
 
 fn check(image: &Image) -> Result<(), Error> {
-    if image.properties.len() > image::MAX_PROPERTIES {
-        return Err(Error::invalid(
-            "image.properties",
-            format!("an image has at most {} properties", image::MAX_PROPERTIES),
-        ));
-    }
-    for (key, value) in &image.properties {
-        image::check_property(key, value)
-            .map_err(|sentence| Error::invalid(format!("image.properties.{key}"), sentence))?;
-    }
-    Ok(())
+    image::check_properties(&image.properties).map_err(|(key, sentence)| {
+        let field = key.map_or_else(String::new, |key| format!(".{key}"));
+        Error::invalid(format!("image.properties{field}"), sentence)
+    })
 }

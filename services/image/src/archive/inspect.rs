@@ -42,7 +42,9 @@ pub fn inspect_unified(file: &mut File) -> Result<Inspected, ArchiveError> {
 pub fn inspect_split(meta: &mut File, rootfs: &mut File) -> Result<Inspected, ArchiveError> {
     let meta_format = detect_file("the metadata part", meta)?;
     if meta_format == Format::Qcow2 {
-        return Err(ArchiveError::bad("the metadata part is a disk, not an archive"));
+        return Err(ArchiveError::bad(
+            "the metadata part is a disk, not an archive",
+        ));
     }
     let rootfs_format = detect_file("the rootfs part", rootfs)?;
     let mut found = Found::default();

@@ -129,7 +129,9 @@ impl<R: Read + Seek> Squashfs<R> {
         // The size counts `.` and `..`, which are not stored.
         let mut left = size.saturating_sub(3);
         if left > MAX_LISTING {
-            return Err(ArchiveError::bad("the squashfs has too many names at its top"));
+            return Err(ArchiveError::bad(
+                "the squashfs has too many names at its top",
+            ));
         }
         let mut listing = self.metadata(self.directory_table, (u64::from(start), offset))?;
         let mut out = Vec::new();
@@ -156,7 +158,11 @@ impl<R: Read + Seek> Squashfs<R> {
                 };
                 out.push(TopEntry {
                     inode: (inode_block, u16_at(&entry, 0)?),
-                    member: Member { name, kind, size: 0 },
+                    member: Member {
+                        name,
+                        kind,
+                        size: 0,
+                    },
                 });
             }
         }
@@ -199,12 +205,7 @@ impl<R: Read + Seek> Squashfs<R> {
         Ok(out)
     }
 
-    fn file_inode(
-        &mut self,
-        at: (u64, u16),
-        limit: u64,
-        what: &str,
-    ) -> Result<File, ArchiveError> {
+    fn file_inode(&mut self, at: (u64, u16), limit: u64, what: &str) -> Result<File, ArchiveError> {
         let mut inode = self.metadata(self.inode_table, at)?;
         let head: [u8; 16] = inode.take(self)?;
         let (size, blocks_start, fragment, fragment_offset) = match u16_at(&head, 0)? {
@@ -263,7 +264,12 @@ impl<R: Read + Seek> Squashfs<R> {
     }
 
     /// A data block of at most `capacity` bytes; bit 24 says that it is not compressed.
-    fn data_block(&mut self, at: u64, stored: u32, capacity: usize) -> Result<Vec<u8>, ArchiveError> {
+    fn data_block(
+        &mut self,
+        at: u64,
+        stored: u32,
+        capacity: usize,
+    ) -> Result<Vec<u8>, ArchiveError> {
         let length = (stored & 0x00ff_ffff) as usize;
         if length == 0 {
             return Ok(vec![0; capacity]);
@@ -338,7 +344,10 @@ impl Metadata {
             return Err(broken("a metadata block has an impossible length"));
         }
         let mut data = vec![0u8; length];
-        let start = self.next.checked_add(2).ok_or_else(|| broken("an offset"))?;
+        let start = self
+            .next
+            .checked_add(2)
+            .ok_or_else(|| broken("an offset"))?;
         read_at(&mut fs.file, start, &mut data)?;
         self.next = start
             .checked_add(length as u64)
@@ -409,7 +418,9 @@ mod tests {
         writer.push_symlink("nowhere", "templates", header).unwrap();
         for i in 0..others {
             let name = format!("other-{i:04}");
-            writer.push_file(Cursor::new(vec![1]), name, header).unwrap();
+            writer
+                .push_file(Cursor::new(vec![1]), name, header)
+                .unwrap();
         }
         let mut out = Cursor::new(Vec::new());
         writer.write(&mut out).unwrap();
@@ -448,11 +459,11 @@ mod tests {
                 // Mostly the superblock and the tables behind the data.
                 bytes[usize::from(at) % length.min(700)] = to;
             }
-            if let Ok(mut fs) = Squashfs::open(Cursor::new(&bytes)) {
-                if let Ok(top) = fs.top() {
-                    for entry in &top {
-                        let _ = fs.read(entry, 1 << 20, "it");
-                    }
+            if let Ok(mut fs) = Squashfs::open(Cursor::new(&bytes))
+                && let Ok(top) = fs.top()
+            {
+                for entry in &top {
+                    let _ = fs.read(entry, 1 << 20, "it");
                 }
             }
         }

@@ -123,7 +123,10 @@ impl<R: Read> Walk<R> {
     }
 
     fn skip_rest(&mut self) -> Result<(), ArchiveError> {
-        let rest = self.data_left.checked_add(self.padding).ok_or_else(ends_early)?;
+        let rest = self
+            .data_left
+            .checked_add(self.padding)
+            .ok_or_else(ends_early)?;
         let count = std::io::copy(&mut (&mut self.reader).take(rest), &mut std::io::sink())
             .map_err(|e| ArchiveError::reading("the archive", e))?;
         if count != rest {
@@ -322,7 +325,10 @@ mod tests {
         let mut builder = tar::Builder::new(Vec::new());
         let long = format!("rootfs/{}", "d/".repeat(120));
         builder
-            .append(&header("./metadata.yaml", tar::EntryType::Regular, 3), &b"abc"[..])
+            .append(
+                &header("./metadata.yaml", tar::EntryType::Regular, 3),
+                &b"abc"[..],
+            )
             .unwrap();
         let mut sized = header("x", tar::EntryType::Regular, 600);
         builder
@@ -335,7 +341,10 @@ mod tests {
         small.set_cksum();
         builder.append(&small, &b"hi"[..]).unwrap();
         builder
-            .append(&header("templates/", tar::EntryType::Directory, 0), &b""[..])
+            .append(
+                &header("templates/", tar::EntryType::Directory, 0),
+                &b""[..],
+            )
             .unwrap();
         let bytes = builder.into_inner().unwrap();
         let members = walk(&bytes).unwrap();
@@ -345,7 +354,12 @@ mod tests {
             .collect();
         assert_eq!(
             names,
-            ["metadata.yaml", &format!("{long}f"), "rootfs/pax", "templates"]
+            [
+                "metadata.yaml",
+                &format!("{long}f"),
+                "rootfs/pax",
+                "templates"
+            ]
         );
         assert_eq!(members[1].size, 600);
         assert_eq!(members[3].kind, MemberKind::Directory);

@@ -65,7 +65,10 @@ pub(super) fn kind(field: &str, value: i32) -> Result<Option<Kind>, Error> {
         Ok(proto::image::Type::Unspecified) => Ok(None),
         Ok(proto::image::Type::Container) => Ok(Some(Kind::Container)),
         Ok(proto::image::Type::VirtualMachine) => Ok(Some(Kind::VirtualMachine)),
-        Err(_) => Err(Error::invalid(field, format!("{value} is no type of image"))),
+        Err(_) => Err(Error::invalid(
+            field,
+            format!("{value} is no type of image"),
+        )),
     }
 }
 
@@ -171,7 +174,10 @@ fn one_line(field: &str, text: &str) -> Result<(), Error> {
 
 pub(super) fn hold(hold: Option<types::Hold>, now: i64) -> Result<Hold, Error> {
     let hold = hold.ok_or_else(|| Error::invalid("hold", "hold is missing"))?;
-    for (field, text) in [("hold.holder", &hold.holder), ("hold.authority", &hold.authority)] {
+    for (field, text) in [
+        ("hold.holder", &hold.holder),
+        ("hold.authority", &hold.authority),
+    ] {
         one_line(field, text)?;
         if text.is_empty() {
             return Err(Error::invalid(field, format!("{field} must not be empty")));
@@ -180,7 +186,10 @@ pub(super) fn hold(hold: Option<types::Hold>, now: i64) -> Result<Hold, Error> {
     let expires_at = time::parse(&hold.expire_time)
         .map_err(|sentence| Error::invalid("hold.expire_time", sentence))?;
     if expires_at.is_some_and(|at| at <= now) {
-        return Err(Error::invalid("hold.expire_time", "hold.expire_time has passed"));
+        return Err(Error::invalid(
+            "hold.expire_time",
+            "hold.expire_time has passed",
+        ));
     }
     Ok(Hold {
         holder: hold.holder,
@@ -189,22 +198,21 @@ pub(super) fn hold(hold: Option<types::Hold>, now: i64) -> Result<Hold, Error> {
     })
 }
 
-pub(super) fn import_header(header: proto::import_image_request::Header) -> Result<ImportHeader, Error> {
+pub(super) fn import_header(
+    header: proto::import_image_request::Header,
+) -> Result<ImportHeader, Error> {
     project("header.parent", &header.parent)?;
     one_line("header.filename", &header.filename)?;
     if header.filename.contains('/') {
-        return Err(Error::invalid("header.filename", "header.filename must not hold a slash"));
-    }
-    if header.properties.len() > image::MAX_PROPERTIES {
         return Err(Error::invalid(
-            "header.properties",
-            format!("an image has at most {} properties", image::MAX_PROPERTIES),
+            "header.filename",
+            "header.filename must not hold a slash",
         ));
     }
-    for (key, value) in &header.properties {
-        image::check_property(key, value)
-            .map_err(|sentence| Error::invalid(format!("header.properties.{key}"), sentence))?;
-    }
+    image::check_properties(&header.properties).map_err(|(key, sentence)| {
+        let field = key.map_or_else(String::new, |key| format!(".{key}"));
+        Error::invalid(format!("header.properties{field}"), sentence)
+    })?;
     profiles("header.profiles", &header.profiles)?;
     let expected = match header.expected_fingerprint.as_str() {
         "" => None,
@@ -236,7 +244,10 @@ fn new_aliases(given: Vec<proto::Alias>) -> Result<Vec<NewAlias>, Error> {
         let field = format!("header.aliases[{i}].alias");
         let name = alias_text(&field, &alias.alias)?;
         if out.iter().any(|other| other.name == name) {
-            return Err(Error::invalid(field, format!("alias {:?} comes twice", alias.alias)));
+            return Err(Error::invalid(
+                field,
+                format!("alias {:?} comes twice", alias.alias),
+            ));
         }
         if !alias.target.is_empty() {
             return Err(Error::invalid(
@@ -277,7 +288,10 @@ pub(super) fn chunk(message: proto::ImportImageRequest) -> Result<UploadChunk, E
         Ok(ProtoPart::Metadata) => Part::Metadata,
         Ok(ProtoPart::Rootfs) => Part::Rootfs,
         Ok(ProtoPart::Unspecified) | Err(_) => {
-            return Err(Error::invalid("chunk.part", "chunk.part must name the part"));
+            return Err(Error::invalid(
+                "chunk.part",
+                "chunk.part must name the part",
+            ));
         }
     };
     Ok(UploadChunk {
@@ -335,8 +349,9 @@ pub(super) fn apply_image(
     given: &proto::Image,
     mask: &Mask,
 ) -> Result<(), Error> {
-    image.properties =
-        mask.merge_map("properties", &image.properties, &given.properties, |_| false);
+    image.properties = mask.merge_map("properties", &image.properties, &given.properties, |_| {
+        false
+    });
     if mask.has("public") {
         image.public = given.public;
     }

@@ -18,6 +18,10 @@ use tonic::{Request, Response, Status, Streaming};
 type Answer<T> = Result<Response<T>, Status>;
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// A page of images ends after the one that makes it longer than this; an image has little more
+/// than 1 MiB.
+const PAGE_BYTES: usize = 2 << 20;
+
 /// `berth.image.v1.ImageService` over an [`App`].
 #[derive(Debug, Clone)]
 pub struct ImageApi {
@@ -43,9 +47,10 @@ impl ImageApi {
         M: Message + Default + 'static,
         F: Future<Output = Result<M, Error>> + Send + 'static,
     {
-        let done = self
-            .requests
-            .run(&key, async move { work.await.map_err(berth_rpc::Error::from) });
+        let done = self.requests.run(
+            &key,
+            async move { work.await.map_err(berth_rpc::Error::from) },
+        );
         Ok(Response::new(done.await?))
     }
 
@@ -93,7 +98,10 @@ fn key(method: &str, request_id: &str) -> String {
 /// The same for methods whose message has no field for it.
 fn key_from_metadata<T>(method: &str, request: &Request<T>) -> String {
     let id = request.metadata().get(REQUEST_ID);
-    key(method, id.and_then(|id| id.to_str().ok()).unwrap_or_default())
+    key(
+        method,
+        id.and_then(|id| id.to_str().ok()).unwrap_or_default(),
+    )
 }
 
 #[tonic::async_trait]
@@ -172,7 +180,14 @@ impl ImageService for ImageApi {
                 };
                 convert::image_to_proto(&self.app, &view)
             });
-        let page: Vec<_> = images.by_ref().take(size).collect();
+        let mut page: Vec<proto::Image> = Vec::new();
+        let mut bytes = 0;
+        // A page never outgrows the 4 MiB that gRPC clients take by default.
+        while page.len() < size && bytes < PAGE_BYTES {
+            let Some(image) = images.next() else { break };
+            bytes += image.encoded_len();
+            page.push(image);
+        }
         let next_page_token = match (page.last(), images.next()) {
             (Some(last), Some(_)) => page::encode(&last.fingerprint),
             _ => String::new(),
@@ -187,7 +202,13 @@ impl ImageService for ImageApi {
         &self,
         request: Request<proto::UpdateImageRequest>,
     ) -> Answer<proto::Image> {
-        const FIELDS: [&str; 5] = ["properties", "public", "auto_update", "profiles", "expire_time"];
+        const FIELDS: [&str; 5] = [
+            "properties",
+            "public",
+            "auto_update",
+            "profiles",
+            "expire_time",
+        ];
         let request = request.into_inner();
         let key = key("UpdateImage", &request.request_id);
         let image = request
@@ -199,7 +220,8 @@ impl ImageService for ImageApi {
         let (app, call) = (self.app.clone(), self.image_call(&key));
         self.run(key, async move {
             let etag = image.etag.clone();
-            let change = Box::new(move |stored: &mut _| convert::apply_image(stored, &image, &mask));
+            let change =
+                Box::new(move |stored: &mut _| convert::apply_image(stored, &image, &mask));
             let view = app::update_image(&app, call, &prefix, &etag, change).await?;
             Ok(convert::image_to_proto(&app, &view))
         })
@@ -361,8 +383,11 @@ impl ImageService for ImageApi {
         let key = key("DeleteAlias", &request.request_id);
         let name = convert::alias_of("name", &request.name)?;
         let (app, call) = (self.app.clone(), call(&key, |(): &()| Vec::new()));
-        self.run(key, async move { app::delete_alias(&app, call, &name).await })
-            .await
+        self.run(
+            key,
+            async move { app::delete_alias(&app, call, &name).await },
+        )
+        .await
     }
 
     type WatchEventsStream = BoxStream<Event>;

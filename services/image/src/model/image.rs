@@ -166,6 +166,29 @@ pub const MAX_PROPERTY_KEY: usize = 255;
 /// Bytes of a property's value.
 pub const MAX_PROPERTY_VALUE: usize = 64 << 10;
 
+/// Bytes of all properties together, so that an image fits in a message.
+pub const MAX_PROPERTIES_SIZE: usize = 1 << 20;
+
+/// Checks properties as a whole and one by one; the error is the key at fault, where it is one,
+/// and a sentence for users.
+pub fn check_properties<'a>(
+    properties: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> Result<(), (Option<String>, String)> {
+    let (mut count, mut size) = (0usize, 0usize);
+    for (key, value) in properties {
+        check_property(key, value).map_err(|sentence| (Some(key.clone()), sentence))?;
+        count += 1;
+        size = size.saturating_add(key.len()).saturating_add(value.len());
+        if count > MAX_PROPERTIES || size > MAX_PROPERTIES_SIZE {
+            let sentence = format!(
+                "an image has at most {MAX_PROPERTIES} properties and {MAX_PROPERTIES_SIZE} bytes of them"
+            );
+            return Err((None, sentence));
+        }
+    }
+    Ok(())
+}
+
 /// Checks a property; the error is a sentence for users.
 pub fn check_property(key: &str, value: &str) -> Result<(), String> {
     if key.is_empty() || key.len() > MAX_PROPERTY_KEY || key.chars().any(char::is_control) {

@@ -1,7 +1,7 @@
 //! metadata.yaml: what an image says about itself. Written by strangers.
 
 use super::architecture;
-use super::image::{MAX_PROPERTIES, check_property};
+use super::image::{MAX_PROPERTIES, MAX_PROPERTIES_SIZE, check_property};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::BTreeMap;
@@ -9,8 +9,6 @@ use std::fmt;
 
 /// Largest metadata.yaml, in bytes.
 pub const MAX_SIZE: usize = 1 << 20;
-/// Bytes of all properties together. Aliases in YAML can repeat one long text many times.
-const MAX_PROPERTIES_SIZE: usize = MAX_SIZE;
 /// Openings of flow collections, and block sequence dashes on one line. The YAML scanner's time
 /// grows with the square of their nesting.
 const MAX_OPENINGS: usize = 4096;
@@ -48,7 +46,7 @@ impl<'de> Deserialize<'de> for Properties {
                 f.write_str("a map of texts")
             }
 
-            // Counts while reading, so that what aliases multiply is refused before it is built.
+            // Counts while reading, so that what YAML's aliases multiply is refused before it is built.
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Properties, A::Error> {
                 let mut out = BTreeMap::new();
                 let mut size = 0usize;
@@ -168,19 +166,38 @@ mod tests {
             ("architecture: {a: b}\ncreation_date: 1", "architecture"),
             ("architecture: x86_64\ncreation_date: soon", "creation_date"),
             ("architecture: x86_64\ncreation_date: -5", "creation_date"),
-            ("architecture: x86_64\ncreation_date: 99999999999999", "creation_date"),
-            ("architecture: x86_64\ncreation_date: 1\nproperties: [a]", "properties"),
-            ("architecture: x86_64\ncreation_date: 1\nproperties: {a: [b]}", "properties"),
+            (
+                "architecture: x86_64\ncreation_date: 99999999999999",
+                "creation_date",
+            ),
+            (
+                "architecture: x86_64\ncreation_date: 1\nproperties: [a]",
+                "properties",
+            ),
+            (
+                "architecture: x86_64\ncreation_date: 1\nproperties: {a: [b]}",
+                "properties",
+            ),
             ("- a\n- b", "metadata.yaml"),
             ("a: b: c", "metadata.yaml"),
-            ("architecture: x86_64\ncreation_date: 1\n---\narchitecture: s390x\ncreation_date: 1", "document"),
-            ("architecture: x86_64\narchitecture: s390x\ncreation_date: 1", "architecture"),
+            (
+                "architecture: x86_64\ncreation_date: 1\n---\narchitecture: s390x\ncreation_date: 1",
+                "document",
+            ),
+            (
+                "architecture: x86_64\narchitecture: s390x\ncreation_date: 1",
+                "architecture",
+            ),
         ] {
             let error = Metadata::parse(text.as_bytes()).unwrap_err();
             assert!(error.contains(wants), "{text:?}: {error}");
         }
         assert!(Metadata::parse(b"\xff\xfe").unwrap_err().contains("UTF-8"));
-        assert!(Metadata::parse(&vec![b'#'; MAX_SIZE + 1]).unwrap_err().contains("larger"));
+        assert!(
+            Metadata::parse(&vec![b'#'; MAX_SIZE + 1])
+                .unwrap_err()
+                .contains("larger")
+        );
     }
 
     #[test]
@@ -189,7 +206,10 @@ mod tests {
         let mut laugh = format!("{head}a: &a [lol,lol,lol,lol,lol,lol,lol,lol,lol]\n");
         for (i, name) in ["b", "c", "d", "e", "f", "g", "h", "i"].iter().enumerate() {
             let before = char::from(b'a' + u8::try_from(i).unwrap());
-            laugh += &format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(","));
+            laugh += &format!(
+                "{name}: &{name} [{}]\n",
+                vec![format!("*{before}"); 9].join(",")
+            );
         }
         // Unknown keys are skipped, not built: the bomb never goes off. As a property it is refused.
         let start = Instant::now();
@@ -202,7 +222,11 @@ mod tests {
         for i in 0..1000 {
             repeat += &format!("  k{i}: *l\n");
         }
-        assert!(Metadata::parse(repeat.as_bytes()).unwrap_err().contains("bytes"));
+        assert!(
+            Metadata::parse(repeat.as_bytes())
+                .unwrap_err()
+                .contains("bytes")
+        );
 
         for deep in ["[", "{", "- ", "? "] {
             let text = format!("{head}x: {}", deep.repeat(500_000 / deep.len()));
@@ -210,7 +234,11 @@ mod tests {
             let lines = format!("{head}x:\n {}", format!("{deep}\n ").repeat(4000));
             let _ = Metadata::parse(lines.as_bytes());
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     proptest! {

@@ -39,7 +39,10 @@ pub async fn load(store: &Store) -> Result<Catalogue, StoreError> {
         .await?
     {
         let blob = blob_from(&row)?;
-        blobs.entry(row.text("fingerprint")?).or_default().push(blob);
+        blobs
+            .entry(row.text("fingerprint")?)
+            .or_default()
+            .push(blob);
     }
     let mut holds: BTreeMap<String, BTreeMap<String, Hold>> = BTreeMap::new();
     for row in store
@@ -80,7 +83,11 @@ pub async fn load(store: &Store) -> Result<Catalogue, StoreError> {
         .await?
     {
         let name = AliasName::parse(&row.text("name")?).map_err(|_| corrupt("name", "an alias"))?;
-        catalogue.put_alias(name, row.text("description")?, fingerprint(&row, "fingerprint")?);
+        catalogue.put_alias(
+            name,
+            row.text("description")?,
+            fingerprint(&row, "fingerprint")?,
+        );
     }
     Ok(catalogue)
 }
@@ -319,10 +326,7 @@ pub async fn delete_hold(
 }
 
 /// Writes down when images were last used.
-pub async fn record_uses(
-    tx: &mut Tx,
-    uses: &BTreeMap<Fingerprint, i64>,
-) -> Result<(), StoreError> {
+pub async fn record_uses(tx: &mut Tx, uses: &BTreeMap<Fingerprint, i64>) -> Result<(), StoreError> {
     for (fingerprint, at) in uses {
         tx.execute(
             "UPDATE images SET last_used_at = $3 WHERE project = $1 AND fingerprint = $2

@@ -1,5 +1,10 @@
 //! Images made on the spot, and the service over an in-memory channel.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses a part"
+)]
 
 use berth_image::{App, Config, ImageApi, MIGRATIONS};
 use berth_proto::image::image_service_client::ImageServiceClient;
@@ -80,9 +85,10 @@ async fn open(database: &TestDatabase) -> anyhow::Result<berth_store::Store> {
     loop {
         match database.open(MIGRATIONS).await {
             Err(error)
-                if error.downcast_ref().is_some_and(|e| {
-                    matches!(e, berth_store::StoreError::Locked(_))
-                }) && std::time::Instant::now() < deadline =>
+                if error
+                    .downcast_ref()
+                    .is_some_and(|e| matches!(e, berth_store::StoreError::Locked(_)))
+                    && std::time::Instant::now() < deadline =>
             {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
@@ -138,7 +144,9 @@ impl Upload {
     }
 
     pub fn property(mut self, key: &str, value: &str) -> Self {
-        self.header.properties.insert(key.to_owned(), value.to_owned());
+        self.header
+            .properties
+            .insert(key.to_owned(), value.to_owned());
         self
     }
 
@@ -220,10 +228,7 @@ pub fn metadata_tar(seed: &str) -> Vec<u8> {
 }
 
 pub fn rootfs_tar(seed: &str) -> Vec<u8> {
-    tar_of(&[
-        Entry::Dir("bin"),
-        Entry::File("bin/sh", seed.as_bytes()),
-    ])
+    tar_of(&[Entry::Dir("bin"), Entry::File("bin/sh", seed.as_bytes())])
 }
 
 /// Bytes that don't compress, the same every time.
@@ -294,7 +299,10 @@ pub fn image_name(fingerprint: &str) -> String {
 }
 
 pub fn alias_name(alias: &str) -> String {
-    format!("{PARENT}/imageAliases/{}", berth_rpc::names::encode_segment(alias))
+    format!(
+        "{PARENT}/imageAliases/{}",
+        berth_rpc::names::encode_segment(alias)
+    )
 }
 
 /// Reason, and message, of a refusal.
@@ -304,13 +312,19 @@ pub fn reason(status: &Status) -> String {
 
 pub fn field(status: &Status) -> String {
     let error = berth_rpc::Error::from(status.clone());
-    error.fields.first().map(|f| f.field.clone()).unwrap_or_default()
+    error
+        .fields
+        .first()
+        .map(|f| f.field.clone())
+        .unwrap_or_default()
 }
 
 /// What an export gives: name and bytes of each part.
 pub async fn export(client: &Client, name: &str) -> Result<Vec<(String, Vec<u8>)>, Status> {
     use berth_proto::image::{ExportImageRequest, export_image_response::Message};
-    let request = ExportImageRequest { name: name.to_owned() };
+    let request = ExportImageRequest {
+        name: name.to_owned(),
+    };
     let mut stream = client.clone().export_image(request).await?.into_inner();
     let mut out: Vec<(String, Vec<u8>)> = Vec::new();
     let mut sizes = HashMap::new();
