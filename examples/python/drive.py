@@ -40,7 +40,10 @@ class Berth:
 
     def __init__(self, sockets):
         def stubs(area, module, *services):
-            channel = grpc.insecure_channel(f"unix:{sockets}/{area}.sock")
+            # grpcio would send the socket's path as :authority, which Rust's h2 refuses.
+            channel = grpc.insecure_channel(
+                f"unix:{sockets}/{area}.sock", [("grpc.default_authority", "localhost")]
+            )
             pb = importlib.import_module(f"berth.{area}.v1.{module}_pb2")
             rpc = importlib.import_module(f"berth.{area}.v1.{module}_pb2_grpc")
             return pb, [getattr(rpc, f"{name}Stub")(channel) for name in services]

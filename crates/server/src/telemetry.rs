@@ -32,7 +32,8 @@ impl Drop for TelemetryGuard {
 /// # Errors
 /// When the level, the format or the endpoint is malformed.
 pub fn telemetry(service: &str, config: &ServerConfig) -> Result<TelemetryGuard, ConfigError> {
-    let filter = EnvFilter::try_new(&config.log.level)
+    // The SDK speaks of itself at info; whoever wants that names it first.
+    let filter = EnvFilter::try_new(format!("opentelemetry=warn,{}", config.log.level))
         .map_err(|e| ConfigError::Value(format!("server.log.level: {e}")))?;
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let provider = provider(service)?;
