@@ -114,17 +114,13 @@ fn lies(own: frames::Mac, address: Ipv4Addr, gateway: Ipv4Addr) -> Vec<(&'static
         ("ip", udp4(own, (gateway, 5), (Ipv4Addr::BROADCAST, 6), b"", b"MARK-ip4-04")),
         ("dhcp-server", udp4(own, (address, 67), (Ipv4Addr::BROADCAST, 68), b"", b"MARK-dhc-05")),
         ("dhcp-chaddr", dhcp_discover(own, other, b"MARK-dhc-06")),
-        ("na-target", icmp6(own, link_local, all, &na(stranger, own), false, b"MARK-nda-07")),
-        ("na-mac", icmp6(own, link_local, all, &na(link_local, other), false, b"MARK-nda-08")),
-        ("na-hidden", icmp6(own, link_local, all, &na(stranger, other), true, b"MARK-nda-09")),
-        ("ra", icmp6(own, link_local, all, &frames::router_advertisement(), false, b"MARK-rad-10")),
-        ("ip6", icmp6(own, stranger, all, &[128, 0, 0, 0, 0, 0, 0, 0], false, b"MARK-ip6-11")),
+        ("na-target", icmp6(own, link_local, all, &na(stranger, own), false, 7)),
+        ("na-mac", icmp6(own, link_local, all, &na(link_local, other), false, 8)),
+        ("na-hidden", icmp6(own, link_local, all, &na(stranger, other), true, 9)),
+        ("ra", icmp6(own, link_local, all, &frames::router_advertisement(), false, 10)),
+        ("ip6", icmp6(own, stranger, all, &[128, 0, 0, 0, 0, 0, 0, 0], false, 11)),
         ("vlan", ethernet(own, 0x8100, &vlan, b"MARK-vla-12")),
     ]
-}
-
-fn mark(frame: &[u8]) -> &[u8] {
-    &frame[frame.len() - 11..]
 }
 
 #[test]
@@ -142,7 +138,7 @@ fn lies_are_dropped_from_the_first_packet_on() {
         Guest::plug("open", &open);
         for (name, frame) in lies(frames::mac(&open.mac), Ipv4Addr::new(10, 9, 8, 50), gateway) {
             frames::send("open", &frame);
-            assert!(seen.sees(mark(&frame), Duration::from_secs(2)), "unfiltered {name}");
+            assert!(seen.sees(frames::mark(&frame), Duration::from_secs(2)), "unfiltered {name}");
         }
 
         let port = bed.port("br0", "evil", FILTERED).await;
@@ -151,7 +147,7 @@ fn lies_are_dropped_from_the_first_packet_on() {
         let evil = Guest::plug("evil", &port);
         for (name, frame) in lies(own, address, gateway) {
             frames::send("evil", &frame);
-            assert!(!seen.sees(mark(&frame), Duration::from_millis(150)), "{name} got through");
+            assert!(!seen.sees(frames::mark(&frame), Duration::from_millis(150)), "{name} got through");
         }
         // The bridge has not learnt the address it lied about.
         let fdb = run("bridge", &["fdb", "show", "br", "br0"]);
@@ -162,7 +158,7 @@ fn lies_are_dropped_from_the_first_packet_on() {
         // What is true goes through.
         let honest = frames::arp(own, own, address, b"MARK-tru-00");
         frames::send("evil", &honest);
-        assert!(seen.sees(mark(&honest), Duration::from_secs(2)), "an honest ARP");
+        assert!(seen.sees(frames::mark(&honest), Duration::from_secs(2)), "an honest ARP");
         assert_eq!(evil.dhcp(), Some(address.to_string()));
         assert!(evil.pings("10.9.8.1"));
         let v6 = network.config["ipv6.address"].split('/').next().unwrap();
@@ -183,11 +179,11 @@ fn lies_are_dropped_from_the_first_packet_on() {
         bed.ports().update_port(update(&[])).await.unwrap();
         let lie = frames::arp(own, own, gateway, b"MARK-now-20");
         frames::send("evil", &lie);
-        assert!(seen.sees(mark(&lie), Duration::from_secs(2)), "filters are off");
+        assert!(seen.sees(frames::mark(&lie), Duration::from_secs(2)), "filters are off");
         bed.ports().update_port(update(FILTERED)).await.unwrap();
         let lie = frames::arp(own, own, gateway, b"MARK-now-21");
         frames::send("evil", &lie);
-        assert!(!seen.sees(mark(&lie), Duration::from_millis(150)), "filters are on");
+        assert!(!seen.sees(frames::mark(&lie), Duration::from_millis(150)), "filters are on");
         bed.ports()
             .delete_port(proto::DeletePortRequest {
                 name: port.name.clone(),
@@ -237,7 +233,7 @@ fn limits_hold_in_both_directions() {
         let tc = run("tc", &["qdisc", "show", "dev", &port.host_name]);
         assert!(tc.contains("rate 8Mbit"), "{tc}");
         let rules = run("nft", &["list", "ruleset"]);
-        assert!(rules.contains("limit rate over 500000 bytes/second") || rules.contains("limit rate over 488"), "{rules}");
+        assert!(rules.contains("rate over 500000 bytes/second"), "{rules}");
 
         // Packets count: 2 MB in a moment, of which a tenth of a second's worth may pass.
         let before = received("br0");

@@ -153,14 +153,15 @@ pub fn dhcp_discover(from: Mac, chaddr: Mac, mark: &[u8]) -> Vec<u8> {
     )
 }
 
-/// ICMPv6 with a right checksum; `extra` extension header bytes go in front.
+/// ICMPv6 with a right checksum, behind an extension header if asked. Bridges cut what follows
+/// the packet, so its mark is the flow label.
 pub fn icmp6(
     from: Mac,
     source: Ipv6Addr,
     target: Ipv6Addr,
     message: &[u8],
     extension: bool,
-    mark: &[u8],
+    flow: u8,
 ) -> Vec<u8> {
     let mut message = message.to_vec();
     let mut pseudo = source.octets().to_vec();
@@ -176,14 +177,23 @@ pub fn icmp6(
         body.extend_from_slice(&[58, 0, 1, 4, 0, 0, 0, 0]);
     }
     body.extend_from_slice(&message);
-    let mut p = vec![0x60, 0, 0, 0];
+    let mut p = vec![0x60, 0, 0x77, flow];
     p.extend_from_slice(&u16::try_from(body.len()).unwrap().to_be_bytes());
     p.push(if extension { 60 } else { 58 });
     p.push(255);
     p.extend_from_slice(&source.octets());
     p.extend_from_slice(&target.octets());
     p.extend_from_slice(&body);
-    ethernet(from, 0x86dd, &p, mark)
+    ethernet(from, 0x86dd, &p, b"")
+}
+
+/// What tells a frame from all others.
+pub fn mark(frame: &[u8]) -> &[u8] {
+    if frame[12..14] == [0x86, 0xdd] {
+        &frame[6..54]
+    } else {
+        &frame[frame.len() - 11..]
+    }
 }
 
 /// A neighbour advertisement: `address` is at `lladdr`.

@@ -240,12 +240,19 @@ impl Batch {
         let number = key.iter().fold(0, |n, k| n << 6 | k.number);
         let len = key.iter().map(|k| k.len.next_multiple_of(4)).sum::<u32>();
         let len = if key.len() == 1 { key[0].len } else { len };
-        Attrs::new()
+        let attrs = Attrs::new()
             .text(1, table)
             .text(2, set)
             .be32(4, number)
             .be32(5, len)
-            .be32(10, self.sets)
+            .be32(10, self.sets);
+        if key.len() > 1 {
+            return attrs;
+        }
+        // For `nft list` only: names are in the host's byte order.
+        let mut user = vec![0, 4];
+        user.extend_from_slice(&1_u32.to_ne_bytes());
+        attrs.bytes(13, &user)
     }
 
     /// A limit in bytes a second that matches what is over it.
