@@ -44,6 +44,10 @@ impl App {
             return Err(Error::already_exists("Port", name));
         }
         let record = self.resolve(name, ask.spec, &place, &options, None).await?;
+        // Filters are keyed by the link: never touch those of another port's.
+        let link = self.lock_of(&link_key(&record));
+        let _link = link.lock().await;
+        self.check_link_free(&record).await?;
         if ask.validate_only {
             return Ok(record);
         }
@@ -55,12 +59,7 @@ impl App {
         match self.store.put_port(&record, &ask.request_id, answer).await {
             Ok(Ok(())) => Ok(record),
             Ok(Err(taken)) => {
-                // The link's filters are the other port's if that has the same link.
-                if taken != Taken::HostName {
-                    self.drop_effects(&record, &place).await;
-                } else {
-                    self.restore_guard(&record.host_name).await;
-                }
+                self.drop_effects(&record, &place).await;
                 Err(taken_error(taken, &record))
             }
             Err(error) => {
@@ -96,22 +95,18 @@ impl App {
         }
     }
 
-    /// Puts back the filters of the port that has the link.
-    pub(super) async fn restore_guard(&self, host_name: &str) {
-        let result = async {
-            let ports = self.store.ports().await?;
-            let Some(port) = ports.iter().find(|p| p.host_name == host_name) else {
-                return Ok(());
-            };
-            let network = self.network_of(port).await?;
-            let plan = network.as_ref().map(super::plan_of).transpose()?;
-            self.host.arm(guard_of(port, plan.as_ref())?).await?;
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = result.await {
-            tracing::error!(host_name, %error, "filters cannot be put back; the reconciler tries again");
+    /// The link's name belongs to no other port.
+    pub(super) async fn check_link_free(&self, record: &PortRecord) -> Result<(), Error> {
+        match self.store.port_of_link(&record.host_name).await? {
+            Some(uid) if uid != record.uid => Err(taken_error(Taken::HostName, record)),
+            _ => Ok(()),
         }
     }
+}
+
+/// Serialises changes of filters of one link; no network's name has a slash.
+pub(super) fn link_key(record: &PortRecord) -> String {
+    format!("/{}", record.host_name)
 }
 
 pub(super) fn taken_error(taken: Taken, record: &PortRecord) -> Error {

@@ -3,11 +3,10 @@ use std::sync::Arc;
 use berth_rpc::{Error, names};
 use berth_server::failpoint;
 
-use super::create_port::taken_error;
+use super::create_port::{link_key, taken_error};
 use super::{App, Render, guard_of, host_record_of, plan_of};
 use crate::model::nic;
 use crate::model::records::{NetworkRecord, PortRecord, PortSpec};
-use crate::store::Taken;
 
 impl App {
     /// Changes a port under its guest: addresses, filters, limits, names. What is part of the
@@ -29,6 +28,9 @@ impl App {
         let place = self.place(&parent, &options).await?;
         let new = self.resolve(&name, spec, &place, &options, Some(&old)).await?;
         self.check_link_unchanged(&old, &new).await?;
+        let link = self.lock_of(&link_key(&new));
+        let _link = link.lock().await;
+        self.check_link_free(&new).await?;
         let network = self.network_of(&old).await?;
         let before = network.as_ref().map(plan_of).transpose()?;
         let result = self.put_effects(&new, &place).await;
@@ -57,13 +59,10 @@ impl App {
             Err(error) => error,
         };
         self.put_back(&old, &new, before.as_ref()).await;
-        if old.host_name != new.host_name {
-            // Its filters are gone, or again those of the port that has the link.
-            if error.reason == taken_error(Taken::HostName, &new).reason {
-                self.restore_guard(&new.host_name).await;
-            } else if let Err(error) = self.host.disarm(&new.host_name).await {
-                tracing::error!(%error, "filters of a failed change stay; the reconciler removes them");
-            }
+        if old.host_name != new.host_name
+            && let Err(error) = self.host.disarm(&new.host_name).await
+        {
+            tracing::error!(%error, "filters of a failed change stay; the reconciler removes them");
         }
         Err(error)
     }

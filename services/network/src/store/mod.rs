@@ -439,6 +439,20 @@ impl Networks {
         Ok(Ok(()))
     }
 
+    /// Uid of the port that has a link's name.
+    pub async fn port_of_link(&self, host_name: &str) -> Result<Option<String>, Error> {
+        self.store
+            .read()
+            .fetch_optional(
+                "SELECT uid FROM ports WHERE node = $1 AND host_name = $2",
+                args![&self.node, host_name],
+            )
+            .await
+            .map_err(Error::internal)?
+            .map(|row| row.text("uid").map_err(Error::internal))
+            .transpose()
+    }
+
     async fn taken(&self, record: &PortRecord) -> Result<Taken, Error> {
         let named = self
             .port(&record.project, &record.segment, &record.id)
@@ -446,16 +460,8 @@ impl Networks {
         if named.is_some_and(|p| p.uid != record.uid) {
             return Ok(Taken::Name);
         }
-        let link = self
-            .store
-            .read()
-            .fetch_optional(
-                "SELECT uid FROM ports WHERE node = $1 AND host_name = $2 AND uid <> $3",
-                args![&self.node, &record.host_name, &record.uid],
-            )
-            .await
-            .map_err(Error::internal)?;
-        Ok(if link.is_some() {
+        let link = self.port_of_link(&record.host_name).await?;
+        Ok(if link.is_some_and(|uid| uid != record.uid) {
             Taken::HostName
         } else {
             Taken::Mac
