@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use bed::frames::{self, Watcher};
-use bed::{Bed, Guest, eventually, isolated, map, nft, run, world};
+use bed::{Bed, Guest, eventually, isolated, isolated_ignored, map, nft, run, world};
 use berth_proto::network as proto;
 
 const FILTERED: &[(&str, &str)] = &[
@@ -531,5 +531,93 @@ fn updates_and_renames_are_live() {
         let links = run("ip", &["-br", "link"]);
         assert!(links.contains("br9") && !links.contains("br0"));
         assert!(bed.dnsmasq("br9").is_some() && bed.dnsmasq("br0").is_none());
+    });
+}
+
+#[test]
+fn stateful_ipv6_and_links_without_a_bridge() {
+    isolated("stateful_ipv6_and_links_without_a_bridge", async || {
+        let bed = Bed::start().await;
+        bed.network(
+            "br0",
+            &[
+                ("ipv4.address", "none"),
+                ("ipv6.address", "fd42:1:2:3::1/64"),
+                ("ipv6.dhcp.stateful", "true"),
+                ("ipv6.dhcp.ranges", "fd42:1:2:3::100-fd42:1:2:3::1ff"),
+            ],
+        )
+        .await;
+        // Its address is chosen from the range, leased by MAC, and the only one it may use.
+        let port = bed.port("br0", "c1", FILTERED).await;
+        assert_eq!(port.addresses, ["fd42:1:2:3::100"]);
+        let c1 = Guest::plug("c1", &port);
+        c1.run("ip", &["addr", "add", "fd42:1:2:3::100/64", "dev", "eth0", "nodad"]);
+        c1.run("ip", &["addr", "add", "fd42:1:2:3::666/64", "dev", "eth0", "nodad"]);
+        let ping = |from: &str| {
+            let args = ["-c", "1", "-W", "1", "-I", from, "fd42:1:2:3::1"];
+            c1.try_run("busybox", &[&["ping"][..], &args].concat()).status.success()
+        };
+        eventually("its own address works", async || ping("fd42:1:2:3::100")).await;
+        assert!(!ping("fd42:1:2:3::666"), "another address does not");
+        let records = bed.dir.path().join("state/dnsmasq/br0/hosts.d").join(&port.uid);
+        assert!(std::fs::read_to_string(records).unwrap().contains("[fd42:1:2:3::100]"));
+
+        let limits = [("nictype", "p2p"), ("limits.max", "4Mbit")];
+        let p2p = bed.port("-", "c2", &limits).await;
+        Guest::plug("c2", &p2p);
+        let before = received(&p2p.host_name);
+        let frame = frames::ethernet(frames::mac(&p2p.mac), 0x88b5, &[7; 1400], b"MARK-p2p-00");
+        frames::inside("c2", move || {
+            nix::unistd::write(&frames::packet_socket("eth0"), &frame).unwrap();
+        });
+        assert!(received(&p2p.host_name) > before);
+        assert!(run("nft", &["list", "table", "inet", "bt"]).contains(&p2p.host_name));
+        eventually("shaped towards the guest", async || {
+            run("tc", &["qdisc", "show", "dev", &p2p.host_name]).contains("rate 4Mbit")
+        })
+        .await;
+    });
+}
+
+/// Not a check: tells what a port costs. Run with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_port_costs() {
+    isolated_ignored("what_a_port_costs", async || {
+        let bed = Bed::start().await;
+        bed.network("br0", &[]).await;
+        let mut ports = bed.ports();
+        for (what, config) in [("plain", &[][..]), ("filtered", FILTERED)] {
+            let mut took = Vec::new();
+            for n in 0..100 {
+                let ask = proto::CreatePortRequest {
+                    parent: "projects/default/networks/br0".into(),
+                    port_id: format!("{what}{n}"),
+                    spec: Some(proto::PortSpec {
+                        holder: format!("projects/default/instances/{what}{n}"),
+                        hostname: format!("{what}{n}"),
+                        config: map(config),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                };
+                let start = std::time::Instant::now();
+                ports.create_port(ask).await.unwrap();
+                took.push(start.elapsed());
+            }
+            took.sort();
+            println!("{what}: median {:?}, 95th {:?}", took[50], took[95]);
+        }
+        let mut took = Vec::new();
+        for n in 0..100 {
+            let name = format!("projects/default/networks/br0/ports/filtered{n}");
+            let ask = proto::DeletePortRequest { name, ..Default::default() };
+            let start = std::time::Instant::now();
+            ports.delete_port(ask).await.unwrap();
+            took.push(start.elapsed());
+        }
+        took.sort();
+        println!("delete: median {:?}, 95th {:?}", took[50], took[95]);
     });
 }

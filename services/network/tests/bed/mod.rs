@@ -21,6 +21,15 @@ const INSIDE: &str = "BERTH_TEST_INSIDE";
 
 /// Runs the test `name` again inside namespaces of its own, or, inside, runs `test`.
 pub fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
+    isolate(name, &[], test);
+}
+
+/// The same for a test that is ignored.
+pub fn isolated_ignored<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
+    isolate(name, &["--ignored"], test);
+}
+
+fn isolate<F: Future<Output = ()>>(name: &str, more: &[&str], test: impl FnOnce() -> F) {
     if !nix::unistd::geteuid().is_root() {
         println!("{name} skipped: it needs root");
         return;
@@ -39,6 +48,7 @@ pub fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
         .args(["-n", "-m", "--propagation", "private"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(more)
         .env(INSIDE, name)
         .status()
         .unwrap();
