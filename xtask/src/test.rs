@@ -43,7 +43,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     // Scenarios run the real binaries and real images; making them inside a test would count
     // against its time.
-    let binaries = paths::build(false)?;
+    let binaries = paths::build_workspace()?;
     for kind in [Kind::Busybox, Kind::Debian] {
         image::cached(kind, &paths::cache())?;
     }

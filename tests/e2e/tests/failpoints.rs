@@ -259,7 +259,9 @@ fn learn(rest: &mut Rest, log: &Log<'_>) -> Vec<(Work, &'static str, String)> {
         for &request in work.prepare {
             attempt(rest, request).unwrap();
         }
-        SERVICES.map(|service| log.take(service));
+        for service in SERVICES {
+            log.take(service);
+        }
         attempt(rest, work.change).unwrap_or_else(|error| panic!("{}: {error:#}", work.name));
         let passed = SERVICES.map(|service| (service, log.take(service)));
         take_back(rest, &work, work.name);

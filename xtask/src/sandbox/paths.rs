@@ -41,11 +41,24 @@ pub const BINARIES: [(&str, &str); 7] = [
 
 /// Builds the binaries and returns the directory they are in.
 pub fn build(release: bool) -> Result<PathBuf> {
+    let packages: Vec<_> = BINARIES
+        .iter()
+        .flat_map(|(package, _)| ["--package", package])
+        .collect();
+    cargo_build(&packages, release)
+}
+
+/// The same with the features that the tests' build unifies to, so that nothing is built twice.
+pub fn build_workspace() -> Result<PathBuf> {
+    cargo_build(&["--workspace", "--bins"], false)
+}
+
+fn cargo_build(what: &[&str], release: bool) -> Result<PathBuf> {
     let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo.current_dir(workspace()).arg("build").arg("--quiet");
-    for (package, _) in BINARIES {
-        cargo.args(["--package", package]);
-    }
+    cargo
+        .current_dir(workspace())
+        .args(["build", "--quiet"])
+        .args(what);
     if release {
         cargo.arg("--release");
     }
