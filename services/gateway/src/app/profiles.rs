@@ -1,6 +1,7 @@
 //! Profiles: making, changing, renaming and removing one.
 
 use berth_proto::instance::{GetProfileRequest, Profile};
+use berth_rpc::mask::Mask;
 use berth_rpc::{Code, Error};
 
 use crate::App;
@@ -37,12 +38,34 @@ async fn read(app: &App, name: &str) -> Result<Profile, Error> {
     Ok(profile.into_inner())
 }
 
-/// What an update's saga needs to know.
+/// What an update's saga needs to know. A mask that names paths merges them into what is there.
 ///
 /// # Errors
 /// When there is no such profile.
-pub async fn change(app: &App, new: Profile) -> Result<steps::Update, Error> {
+pub async fn change(
+    app: &App,
+    mut new: Profile,
+    mask: Option<&prost_types::FieldMask>,
+) -> Result<steps::Update, Error> {
     let old = read(app, &new.name).await?;
+    let mask = Mask::from_proto(mask);
+    if mask != Mask::All {
+        // A merge is over what was read, so it may not have changed since.
+        new.etag.clone_from(&old.etag);
+        if !mask.has("description") {
+            new.description.clone_from(&old.description);
+        }
+        let config = old.config.clone().into_iter().collect();
+        let devices = old.devices.clone().into_iter().collect();
+        new.config = mask
+            .merge_map("config", &config, &new.config, String::is_empty)
+            .into_iter()
+            .collect();
+        new.devices = mask
+            .merge_map("devices", &devices, &new.devices, |d| d.options.is_empty())
+            .into_iter()
+            .collect();
+    }
     Ok(steps::Update {
         old: steps::Stored::new(old)?,
         new: steps::Stored::new(new)?,
@@ -61,7 +84,7 @@ pub fn about_update(project: &str, request_id: &str) -> About {
 pub async fn update(app: &App, project: &str, new: Profile) -> Result<(), Failure> {
     let mut tries = 0;
     loop {
-        let params = change(app, new.clone()).await?;
+        let params = change(app, new.clone(), None).await?;
         let about = about_update(project, "");
         match sagas::finish(app, steps::UPDATE, &params, about).await {
             Err(error) if changes::is_stale(&error) && tries < TRIES => tries += 1,
