@@ -31,7 +31,13 @@ pub fn open_attachment(attachment: &Attachment, userns: Option<&OwnedFd>) -> Res
 
 /// Gives a detached mount the ids of a user namespace. Possible once per mount.
 pub(crate) fn idmap(tree: &OwnedFd, userns: &OwnedFd, attachment: &Attachment) -> Result<()> {
-    let recursive = matches!(attachment.source, Source::HostPath { recursive: true, .. });
+    let recursive = matches!(
+        attachment.source,
+        Source::HostPath {
+            recursive: true,
+            ..
+        }
+    );
     mount::set_attr(tree, mount::ATTR_IDMAP, 0, Some(userns), recursive)
         .at(STAGE, format!("idmapping {}", describe(&attachment.source)))
 }
@@ -60,11 +66,20 @@ fn open_source(attachment: &Attachment) -> Result<OwnedFd> {
         Source::HostPath { path, recursive } => {
             mount::clone_path(path, *recursive).at(STAGE, format!("opening {path}"))
         }
-        Source::Device { path, diskseq, fs_type, options, subpath } => {
+        Source::Device {
+            path,
+            diskseq,
+            fs_type,
+            options,
+            subpath,
+        } => {
             check_device(path, *diskseq, fs_type, attachment.fs_uuid.as_deref())?;
             let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
             // btrfs mounts a subvolume itself; the others need a clone of part of a detached mount.
-            let subvolume = subpath.as_ref().filter(|_| fs_type == "btrfs").map(|s| format!("subvol={s}"));
+            let subvolume = subpath
+                .as_ref()
+                .filter(|_| fs_type == "btrfs")
+                .map(|s| format!("subvol={s}"));
             options.extend(subvolume.as_deref());
             let tree = mount::new_filesystem(fs_type, Some(path), &options, 0)
                 .at(STAGE, format!("mounting {fs_type} on {path}"))?;
@@ -79,7 +94,8 @@ fn open_source(attachment: &Attachment) -> Result<OwnedFd> {
 /// Only kernels from 6.15 on clone part of a detached mount; older ones say EINVAL.
 fn open_subpath(tree: &OwnedFd, sub: &str) -> Result<OwnedFd> {
     let resolve = sys::RESOLVE_BENEATH | sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_XDEV;
-    let dir = sys::openat2(tree, sub, libc::O_PATH, 0, resolve).at(STAGE, format!("opening subpath {sub:?}"))?;
+    let dir = sys::openat2(tree, sub, libc::O_PATH, 0, resolve)
+        .at(STAGE, format!("opening subpath {sub:?}"))?;
     mount::clone_tree(&dir, "", false).map_err(|e| {
         let fault = Fault::io(STAGE, &e, format!("taking subpath {sub:?} of a device"));
         match e.raw_os_error() {
@@ -94,11 +110,17 @@ fn open_subpath(tree: &OwnedFd, sub: &str) -> Result<OwnedFd> {
 
 /// Device numbers are reused and paths are re-pointed: the disk's sequence number and the filesystem's UUID
 /// say whether this still is what was meant, before anything is mounted.
-fn check_device(path: &str, diskseq: Option<u64>, fs_type: &str, fs_uuid: Option<&str>) -> Result<()> {
+fn check_device(
+    path: &str,
+    diskseq: Option<u64>,
+    fs_type: &str,
+    fs_uuid: Option<&str>,
+) -> Result<()> {
     if diskseq.is_none() && fs_uuid.is_none() {
         return Ok(());
     }
-    let file = std::fs::File::from(sys::open(path, libc::O_RDONLY).at(STAGE, format!("opening {path}"))?);
+    let file =
+        std::fs::File::from(sys::open(path, libc::O_RDONLY).at(STAGE, format!("opening {path}"))?);
     if let Some(wanted) = diskseq {
         const BLKGETDISKSEQ: libc::c_ulong = 0x8008_1280;
         let mut found: u64 = 0;
@@ -106,16 +128,29 @@ fn check_device(path: &str, diskseq: Option<u64>, fs_type: &str, fs_uuid: Option
         sys::check(unsafe { libc::ioctl(file.as_raw_fd(), BLKGETDISKSEQ as _, &mut found) })
             .at(STAGE, format!("reading the disk sequence number of {path}"))?;
         if found != wanted {
-            return Err(Fault::new(STAGE, FaultCode::State, format!("{path} is another disk now (sequence {found}, not {wanted})")));
+            return Err(Fault::new(
+                STAGE,
+                FaultCode::State,
+                format!("{path} is another disk now (sequence {found}, not {wanted})"),
+            ));
         }
     }
     if let Some(wanted) = fs_uuid {
-        let found = read_uuid(&file, fs_type).at(STAGE, format!("reading the filesystem UUID of {path}"))?;
+        let found = read_uuid(&file, fs_type)
+            .at(STAGE, format!("reading the filesystem UUID of {path}"))?;
         let found = found.ok_or_else(|| {
-            Fault::new(STAGE, FaultCode::Unsupported, format!("fs_uuid cannot be checked: no {fs_type} superblock known on {path}"))
+            Fault::new(
+                STAGE,
+                FaultCode::Unsupported,
+                format!("fs_uuid cannot be checked: no {fs_type} superblock known on {path}"),
+            )
         })?;
         if !found.eq_ignore_ascii_case(wanted) {
-            return Err(Fault::new(STAGE, FaultCode::State, format!("{path} holds filesystem {found}, not {wanted}")));
+            return Err(Fault::new(
+                STAGE,
+                FaultCode::State,
+                format!("{path} holds filesystem {found}, not {wanted}"),
+            ));
         }
     }
     Ok(())
@@ -161,14 +196,21 @@ mod tests {
         }
         file.write_all(&image).unwrap();
         let uuid = read_uuid(&file, "btrfs").unwrap();
-        assert_eq!(uuid.as_deref(), Some("00010203-0405-0607-0809-0a0b0c0d0e0f"));
+        assert_eq!(
+            uuid.as_deref(),
+            Some("00010203-0405-0607-0809-0a0b0c0d0e0f")
+        );
         assert_eq!(read_uuid(&file, "xfs").unwrap(), None);
         assert_eq!(read_uuid(&file, "zfs").unwrap(), None);
     }
 
     #[test]
     fn attributes_are_the_kernels_bits() {
-        let attr = MountAttr { ro: true, noexec: true, ..MountAttr::default() };
+        let attr = MountAttr {
+            ro: true,
+            noexec: true,
+            ..MountAttr::default()
+        };
         assert_eq!(attr_bits(&attr), 0x9);
     }
 }

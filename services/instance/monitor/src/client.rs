@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use crate::error::{Fault, FaultCode};
 use crate::frame::{self, Decoder};
-use crate::protocol::{Event, FromMonitor, HelloReply, PROTOCOL_VERSION, Reply, Request, ToMonitor};
+use crate::protocol::{
+    Event, FromMonitor, HelloReply, PROTOCOL_VERSION, Reply, Request, ToMonitor,
+};
 use crate::sys;
 
 /// One connection.
@@ -28,16 +30,26 @@ pub struct Client {
 }
 
 fn broken(error: impl std::fmt::Display) -> Fault {
-    Fault::new("client", FaultCode::Kernel, format!("the monitor's connection broke: {error}"))
+    Fault::new(
+        "client",
+        FaultCode::Kernel,
+        format!("the monitor's connection broke: {error}"),
+    )
 }
 
 impl Client {
     /// Connects to `monitor.sock` in a run directory and says hello. ENOENT or ECONNREFUSED: the guest does not run.
     pub fn connect(run_dir: &Path) -> Result<Client, Fault> {
         // Through the directory's descriptor: run directories may be longer than a socket address.
-        let dir = std::fs::File::open(run_dir).map_err(|e| Fault::io("client", &e, "opening the run directory"))?;
-        let path = format!("/proc/self/fd/{}/{}", std::os::fd::AsRawFd::as_raw_fd(&dir), crate::run::SOCKET);
-        let socket = UnixStream::connect(path).map_err(|e| Fault::io("client", &e, "connecting to the monitor"))?;
+        let dir = std::fs::File::open(run_dir)
+            .map_err(|e| Fault::io("client", &e, "opening the run directory"))?;
+        let path = format!(
+            "/proc/self/fd/{}/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&dir),
+            crate::run::SOCKET
+        );
+        let socket = UnixStream::connect(path)
+            .map_err(|e| Fault::io("client", &e, "connecting to the monitor"))?;
         let hello = HelloReply {
             version: 0,
             build: String::new(),
@@ -47,8 +59,17 @@ impl Client {
             generation: 0,
             monitor_pid: 0,
         };
-        let mut client = Client { socket, decoder: Decoder::new(), next_id: 1, events: VecDeque::new(), fds: Vec::new(), hello };
-        match client.call(Request::Hello { version: PROTOCOL_VERSION })? {
+        let mut client = Client {
+            socket,
+            decoder: Decoder::new(),
+            next_id: 1,
+            events: VecDeque::new(),
+            fds: Vec::new(),
+            hello,
+        };
+        match client.call(Request::Hello {
+            version: PROTOCOL_VERSION,
+        })? {
             Reply::Hello(hello) => client.hello = hello,
             other => return Err(broken(format!("{other:?} for hello"))),
         }
@@ -66,13 +87,19 @@ impl Client {
     }
 
     /// As [`call`](Self::call), with payloads both ways.
-    pub fn call_with(&mut self, request: Request, payload: &[u8]) -> Result<(Reply, Vec<u8>), Fault> {
+    pub fn call_with(
+        &mut self,
+        request: Request,
+        payload: &[u8],
+    ) -> Result<(Reply, Vec<u8>), Fault> {
         let id = self.next_id;
         self.next_id += 1;
         self.send(id, request, payload)?;
         loop {
             match self.receive()? {
-                (FromMonitor::Reply { id: got, result }, payload) if got == id => return result.map(|r| (r, payload)),
+                (FromMonitor::Reply { id: got, result }, payload) if got == id => {
+                    return result.map(|r| (r, payload));
+                }
                 (FromMonitor::Reply { .. }, _) => {}
                 (FromMonitor::Event(event), payload) => self.events.push_back((event, payload)),
             }
@@ -111,7 +138,8 @@ impl Client {
         let bytes = frame::encode(&ToMonitor { id, body }, payload).map_err(broken)?;
         let mut sent = 0;
         while sent < bytes.len() {
-            sent += sys::socket::send(&self.socket, &bytes[sent..], &[] as &[OwnedFd]).map_err(broken)?;
+            sent += sys::socket::send(&self.socket, &bytes[sent..], &[] as &[OwnedFd])
+                .map_err(broken)?;
         }
         Ok(())
     }

@@ -46,7 +46,12 @@ pub type Result<T, E = Fault> = std::result::Result<T, E>;
 
 impl Fault {
     pub fn new(stage: &str, code: FaultCode, message: impl Into<String>) -> Fault {
-        Fault { stage: stage.to_owned(), code, errno: 0, message: message.into() }
+        Fault {
+            stage: stage.to_owned(),
+            code,
+            errno: 0,
+            message: message.into(),
+        }
     }
 
     /// From a failed system call; `what` says what was tried.

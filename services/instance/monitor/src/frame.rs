@@ -55,18 +55,31 @@ impl Decoder {
     }
 
     /// The next whole frame, `None` when more bytes are needed.
+    #[allow(clippy::should_implement_trait, reason = "generic over the message, which an iterator cannot be")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<u8>)>, FrameError> {
         let data = &self.buffer[self.start..];
-        let Some(total) = read_u32(data, 0) else { return Ok(None) };
+        let Some(total) = read_u32(data, 0) else {
+            return Ok(None);
+        };
         if total > MAX_FRAME {
             return Err(FrameError::TooLong(total));
         }
         let Some(header) = read_u32(data, 4) else {
             // A frame too short to hold its own header length never becomes valid.
-            return if total < 4 { Err(FrameError::HeaderLength { frame: total, header: 0 }) } else { Ok(None) };
+            return if total < 4 {
+                Err(FrameError::HeaderLength {
+                    frame: total,
+                    header: 0,
+                })
+            } else {
+                Ok(None)
+            };
         };
         if total < 4 || header > total - 4 {
-            return Err(FrameError::HeaderLength { frame: total, header });
+            return Err(FrameError::HeaderLength {
+                frame: total,
+                header,
+            });
         }
         if data.len() < 4 + total {
             return Ok(None);
@@ -93,7 +106,10 @@ mod tests {
     fn frames_survive_any_cutting() {
         let mut bytes = Vec::new();
         for id in 0..20u64 {
-            let header = ToMonitor { id, body: Request::ConsoleInput };
+            let header = ToMonitor {
+                id,
+                body: Request::ConsoleInput,
+            };
             bytes.extend(encode(&header, &vec![id as u8; id as usize * 100]).unwrap());
         }
         for cut in [1, 3, 7, 64, 5000] {
@@ -113,7 +129,11 @@ mod tests {
 
     #[test]
     fn bad_lengths_are_refused() {
-        for bytes in [&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0][..], &[3, 0, 0, 0, 0, 0, 0, 0], &[8, 0, 0, 0, 5, 0, 0, 0]] {
+        for bytes in [
+            &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0][..],
+            &[3, 0, 0, 0, 0, 0, 0, 0],
+            &[8, 0, 0, 0, 5, 0, 0, 0],
+        ] {
             let mut decoder = Decoder::new();
             decoder.feed(bytes);
             assert!(decoder.next::<ToMonitor>().is_err(), "{bytes:?}");
@@ -122,7 +142,10 @@ mod tests {
 
     #[test]
     fn too_long_a_payload_is_refused() {
-        let header = ToMonitor { id: 1, body: Request::ConsoleInput };
+        let header = ToMonitor {
+            id: 1,
+            body: Request::ConsoleInput,
+        };
         assert!(encode(&header, &vec![0; MAX_FRAME]).is_err());
     }
 

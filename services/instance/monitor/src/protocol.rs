@@ -50,7 +50,10 @@ pub struct ToMonitor {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromMonitor {
-    Reply { id: u64, result: std::result::Result<Reply, Fault> },
+    Reply {
+        id: u64,
+        result: std::result::Result<Reply, Fault>,
+    },
     Event(Event),
 }
 
@@ -58,7 +61,9 @@ pub enum FromMonitor {
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// → `Reply::Hello`.
-    Hello { version: u32 },
+    Hello {
+        version: u32,
+    },
     /// → `Reply::State`.
     GetState {
         /// Leave the links out (they cost two netlink dumps).
@@ -68,57 +73,125 @@ pub enum Request {
     /// Lifecycle events from now on go to this connection. → `Reply::State`, so nothing is missed in between.
     Subscribe,
     /// → `Reply::Done` when the guest is gone and cleaned up, `Timeout` when a graceful stop took longer. The monitor ends after it.
-    Stop { how: StopHow },
+    Stop {
+        how: StopHow,
+    },
     /// A graceful request to reboot (SIGINT to init), or at once. → `Reply::Done` when the next run has started.
-    Reboot { how: StopHow },
+    Reboot {
+        how: StopHow,
+    },
     /// Frozen while any holder is left. A lease ends by itself. → `Reply::Done` once frozen.
-    Freeze { holder: String, #[serde(default)] lease_seconds: Option<u32> },
+    Freeze {
+        holder: String,
+        #[serde(default)]
+        lease_seconds: Option<u32>,
+    },
     /// → `Reply::Done` once thawed, or still frozen by another holder.
-    Thaw { holder: String },
+    Thaw {
+        holder: String,
+    },
     /// All limits anew. → `Reply::Done`; on error those before it have taken effect.
-    UpdateLimits { limits: Limits },
+    UpdateLimits {
+        limits: Limits,
+    },
     /// Signal to the guest's init. → `Reply::Done`.
-    SignalInit { signal: i32 },
+    SignalInit {
+        signal: i32,
+    },
     /// Replaces what the next run (reboot from inside) starts from. uid, run_dir, cgroup must be the same. → `Reply::Done`.
-    ReplaceSpec { spec: Box<Spec> },
+    ReplaceSpec {
+        spec: Box<Spec>,
+    },
 
     /// → `Reply::Done`. Kept for the next run as well, like the three below.
-    AddNic { nic: PortSpec },
-    RemoveNic { name: String },
+    AddNic {
+        nic: PortSpec,
+    },
+    RemoveNic {
+        name: String,
+    },
     /// Host end up or down. → `Reply::Done`.
-    SetNicLink { name: String, up: bool },
-    AddMount { mount: Mount },
-    RemoveMount { name: String },
-    AddDevice { device: DeviceNode },
-    RemoveDevice { name: String },
+    SetNicLink {
+        name: String,
+        up: bool,
+    },
+    AddMount {
+        mount: Mount,
+    },
+    RemoveMount {
+        name: String,
+    },
+    AddDevice {
+        device: DeviceNode,
+    },
+    RemoveDevice {
+        name: String,
+    },
 
     /// → `Reply::ExecStarted`.
     StartExec(StartExec),
     /// Output events from these offsets go to this connection (taking them from an earlier one). → `Reply::ExecAttached`.
-    AttachExec { exec_id: String, #[serde(default)] stdout_offset: u64, #[serde(default)] stderr_offset: u64 },
+    AttachExec {
+        exec_id: String,
+        #[serde(default)]
+        stdout_offset: u64,
+        #[serde(default)]
+        stderr_offset: u64,
+    },
     /// Stop sending, keep running. → `Reply::Done`.
-    DetachExec { exec_id: String },
+    DetachExec {
+        exec_id: String,
+    },
     /// Everything before the offsets was taken.
-    AckExec { exec_id: String, stdout: u64, stderr: u64 },
+    AckExec {
+        exec_id: String,
+        stdout: u64,
+        stderr: u64,
+    },
     /// Payload for stdin; `offset` of its first byte since the start, so that a resend is dropped. `eof` closes after it.
-    ExecStdin { exec_id: String, offset: u64, #[serde(default)] eof: bool },
-    ResizeExec { exec_id: String, rows: u16, cols: u16 },
-    SignalExec { exec_id: String, signal: i32 },
+    ExecStdin {
+        exec_id: String,
+        offset: u64,
+        #[serde(default)]
+        eof: bool,
+    },
+    ResizeExec {
+        exec_id: String,
+        rows: u16,
+        cols: u16,
+    },
+    SignalExec {
+        exec_id: String,
+        signal: i32,
+    },
     /// SIGKILL. → `Reply::Done`.
-    KillExec { exec_id: String },
+    KillExec {
+        exec_id: String,
+    },
     /// → `Reply::Exec`.
-    GetExec { exec_id: String },
+    GetExec {
+        exec_id: String,
+    },
     /// → `Reply::Execs`.
     ListExecs,
     /// Forgets an ended exec; kills a running one first. → `Reply::Done`.
-    DeleteExec { exec_id: String },
+    DeleteExec {
+        exec_id: String,
+    },
 
     /// Console output from now on goes to this connection and its input is taken. One at a time: `State` error unless `force`.
-    AttachConsole { #[serde(default)] force: bool, #[serde(default)] size: Option<PtySize> },
+    AttachConsole {
+        #[serde(default)]
+        force: bool,
+        #[serde(default)]
+        size: Option<PtySize>,
+    },
     DetachConsole,
     /// Payload: keys.
     ConsoleInput,
-    ResizeConsole { size: PtySize },
+    ResizeConsole {
+        size: PtySize,
+    },
     /// → `Reply::ConsoleLog` with the ring as payload.
     GetConsoleLog,
     ClearConsoleLog,
@@ -176,9 +249,19 @@ pub enum Reply {
     Hello(HelloReply),
     State(Box<State>),
     /// `pid` in the host's numbering.
-    ExecStarted { exec_id: String, pid: i32, already: bool },
+    ExecStarted {
+        exec_id: String,
+        pid: i32,
+        already: bool,
+    },
     /// `stdin_offset`: send stdin from here on.
-    ExecAttached { exec_id: String, pid: i32, stdin_offset: u64, stdout_offset: u64, stderr_offset: u64 },
+    ExecAttached {
+        exec_id: String,
+        pid: i32,
+        stdin_offset: u64,
+        stdout_offset: u64,
+        stderr_offset: u64,
+    },
     Exec(ExecState),
     Execs(Vec<ExecState>),
     ConsoleLog,
@@ -201,28 +284,51 @@ pub struct HelloReply {
 #[serde(rename_all = "snake_case")]
 pub enum Event {
     /// Init ended; its namespaces may still be there.
-    InitExited { run: u64, reason: ExitReason },
+    InitExited {
+        run: u64,
+        reason: ExitReason,
+    },
     /// A new run after a reboot from inside.
-    Rebooted { run: u64, init_pid: i32, generation: u64 },
+    Rebooted {
+        run: u64,
+        init_pid: i32,
+        generation: u64,
+    },
     /// The last event: everything is cleaned up, `status.json` is written. Only the host's ends of links may be
     /// there for some 20 ms more; a start of the same instance waits for them.
     Stopped(Ended),
     Frozen,
     Thawed,
     /// The exec's client (or nobody) got everything.
-    ExecExited { exec_id: String, status: ExitStatus, stdout_end: u64, stderr_end: u64 },
+    ExecExited {
+        exec_id: String,
+        status: ExitStatus,
+        stdout_end: u64,
+        stderr_end: u64,
+    },
     /// Payload: bytes of the stream from `offset`.
-    ExecOutput { exec_id: String, stream: Stream, offset: u64 },
+    ExecOutput {
+        exec_id: String,
+        stream: Stream,
+        offset: u64,
+    },
     /// Stdin up to `offset` was given to the program: the client may send EXEC_WINDOW beyond it.
-    ExecStdinAccepted { exec_id: String, offset: u64 },
+    ExecStdinAccepted {
+        exec_id: String,
+        offset: u64,
+    },
     /// Another connection took this exec over.
-    ExecDetached { exec_id: String },
+    ExecDetached {
+        exec_id: String,
+    },
     /// Payload: bytes.
     ConsoleOutput,
     /// Another connection took the console over, or the guest rebooted or stopped.
     ConsoleDetached,
     /// A request with id 0 failed.
-    Refused { fault: Fault },
+    Refused {
+        fault: Fault,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -382,6 +488,10 @@ pub struct ExecState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StartReport {
-    Ok { init_pid: i32, monitor_pid: i32, started_at_ms: u64 },
+    Ok {
+        init_pid: i32,
+        monitor_pid: i32,
+        started_at_ms: u64,
+    },
     Error(Fault),
 }

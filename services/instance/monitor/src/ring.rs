@@ -13,7 +13,11 @@ pub struct Ring {
 impl Ring {
     /// Memory is taken as it fills, and given back when it is empty.
     pub fn new(capacity: usize) -> Ring {
-        Ring { data: VecDeque::new(), base: 0, capacity }
+        Ring {
+            data: VecDeque::new(),
+            base: 0,
+            capacity,
+        }
     }
 
     pub fn base(&self) -> u64 {

@@ -32,7 +32,11 @@ pub fn resource(name: &str) -> Option<libc::__rlimit_resource_t> {
 pub(crate) fn apply(pid: i32, limits: &[Rlimit]) -> Result<()> {
     for limit in limits {
         let resource = resource(&limit.name).ok_or_else(|| {
-            Fault::new("rlimits", FaultCode::Invalid, format!("unknown resource {:?}", limit.name))
+            Fault::new(
+                "rlimits",
+                FaultCode::Invalid,
+                format!("unknown resource {:?}", limit.name),
+            )
         })?;
         let value = libc::rlimit {
             rlim_cur: limit.soft.unwrap_or(libc::RLIM_INFINITY),

@@ -59,7 +59,10 @@ pub fn main() -> i32 {
         }
     }
     if let Err(e) = keep_only(&[arguments.spec, status]) {
-        report(status, &StartReport::Error(Fault::io("monitor", &e, "closing descriptors")));
+        report(
+            status,
+            &StartReport::Error(Fault::io("monitor", &e, "closing descriptors")),
+        );
         return 1;
     }
     match begin(&arguments) {
@@ -74,7 +77,9 @@ pub fn main() -> i32 {
     }
 }
 
-fn parse_arguments(mut arguments: impl Iterator<Item = String>) -> std::result::Result<Option<Arguments>, String> {
+fn parse_arguments(
+    mut arguments: impl Iterator<Item = String>,
+) -> std::result::Result<Option<Arguments>, String> {
     let mut out = Arguments { spec: 0, status: 1 };
     while let Some(argument) = arguments.next() {
         let target = match argument.as_str() {
@@ -85,20 +90,34 @@ fn parse_arguments(mut arguments: impl Iterator<Item = String>) -> std::result::
                 return Ok(None);
             }
             "--version" => {
-                println!("berth-monitor {} protocol {}", env!("CARGO_PKG_VERSION"), crate::protocol::PROTOCOL_VERSION);
+                println!(
+                    "berth-monitor {} protocol {}",
+                    env!("CARGO_PKG_VERSION"),
+                    crate::protocol::PROTOCOL_VERSION
+                );
                 return Ok(None);
             }
             other => return Err(format!("unknown argument {other:?}")),
         };
-        let value = arguments.next().ok_or_else(|| format!("{argument} needs a number"))?;
-        *target = value.parse().ok().filter(|n| *n >= 0).ok_or_else(|| format!("{argument}: {value:?} is no descriptor"))?;
+        let value = arguments
+            .next()
+            .ok_or_else(|| format!("{argument} needs a number"))?;
+        *target = value
+            .parse()
+            .ok()
+            .filter(|n| *n >= 0)
+            .ok_or_else(|| format!("{argument}: {value:?} is no descriptor"))?;
     }
     Ok(Some(out))
 }
 
 /// Closes every descriptor but stdio and these, which become close-on-exec.
 fn keep_only(keep: &[RawFd]) -> std::io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| *fd as u32).filter(|fd| *fd > 2).collect();
+    let mut kept: Vec<u32> = keep
+        .iter()
+        .map(|fd| *fd as u32)
+        .filter(|fd| *fd > 2)
+        .collect();
     kept.sort_unstable();
     kept.dedup();
     let mut from = 3;
@@ -126,8 +145,10 @@ fn begin(arguments: &Arguments) -> Result<Option<Monitor>> {
         }
     }
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
-    let run_dir = sys::open(&spec.run_dir, directory).at("monitor", format!("opening run_dir {}", spec.run_dir))?;
-    let log_dir = sys::open(&spec.log_dir, directory).at("monitor", format!("opening log_dir {}", spec.log_dir))?;
+    let run_dir = sys::open(&spec.run_dir, directory)
+        .at("monitor", format!("opening run_dir {}", spec.run_dir))?;
+    let log_dir = sys::open(&spec.log_dir, directory)
+        .at("monitor", format!("opening log_dir {}", spec.log_dir))?;
     open_log(&log_dir)?;
     crate::log::line(format_args!(
         "monitor {} of {}/{} ({}), generation {}, trace {}",
@@ -145,10 +166,18 @@ fn begin(arguments: &Arguments) -> Result<Option<Monitor>> {
     }
     std::env::set_current_dir("/").at("monitor", "entering /")?;
     let host = open_host(&run_dir)?;
-    let pidns = sys::open("/proc/self/ns/pid", libc::O_RDONLY).at("monitor", "opening the pid namespace")?;
+    let pidns = sys::open("/proc/self/ns/pid", libc::O_RDONLY)
+        .at("monitor", "opening the pid namespace")?;
     let listener = listen(&run_dir)?;
     let setup_dir = run_dir.try_clone().at("monitor", "copying run_dir")?;
-    let started = Monitor::start(Setup { spec, host, run_dir, log_dir, listener, pidns });
+    let started = Monitor::start(Setup {
+        spec,
+        host,
+        run_dir,
+        log_dir,
+        listener,
+        pidns,
+    });
     // Held by this process until its end.
     std::mem::forget(lock);
     match started {
@@ -164,7 +193,14 @@ fn serve(monitor: Monitor, status: RawFd) -> i32 {
     let (init_pid, started_at_ms) = (monitor.init_pid(), monitor.started_at_ms());
     crate::log::line(format_args!("started, init is {init_pid}"));
     let monitor_pid = std::process::id() as i32;
-    report(status, &StartReport::Ok { init_pid, monitor_pid, started_at_ms });
+    report(
+        status,
+        &StartReport::Ok {
+            init_pid,
+            monitor_pid,
+            started_at_ms,
+        },
+    );
     if let Err(e) = take_null_stdio(status) {
         crate::log::line(format_args!("taking /dev/null: {e}"));
         return 1;
@@ -180,7 +216,9 @@ fn serve(monitor: Monitor, status: RawFd) -> i32 {
 
 /// One JSON value, then the end.
 fn report(status: RawFd, report: &StartReport) {
-    let Ok(json) = serde_json::to_vec(report) else { return };
+    let Ok(json) = serde_json::to_vec(report) else {
+        return;
+    };
     // SAFETY: the descriptor is ours by the way we are called; it is closed by `take_null_stdio` or our end.
     let mut file = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(status) });
     if let Err(e) = file.write_all(&json) {
@@ -203,17 +241,28 @@ fn take_null_stdio(status: RawFd) -> std::io::Result<()> {
 fn read_spec(fd: RawFd) -> Result<Spec> {
     let seals = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
     // SAFETY: plain integers.
-    let found = sys::check(unsafe { libc::fcntl(fd, libc::F_GET_SEALS) }).at("spec", "looking for the seals of the spec (is it a memfd?)")?;
+    let found = sys::check(unsafe { libc::fcntl(fd, libc::F_GET_SEALS) })
+        .at("spec", "looking for the seals of the spec (is it a memfd?)")?;
     if found & seals != seals {
-        return Err(Fault::new("spec", FaultCode::Invalid, "the spec's memfd is not sealed"));
+        return Err(Fault::new(
+            "spec",
+            FaultCode::Invalid,
+            "the spec's memfd is not sealed",
+        ));
     }
     // The run may be executed anew (see below), so the descriptor stays and is read from its start.
     let path = format!("/proc/self/fd/{fd}");
     let file = File::open(&path).at("spec", "opening the spec")?;
     let mut bytes = Vec::new();
-    file.take(LONGEST_SPEC + 1).read_to_end(&mut bytes).at("spec", "reading the spec")?;
+    file.take(LONGEST_SPEC + 1)
+        .read_to_end(&mut bytes)
+        .at("spec", "reading the spec")?;
     if bytes.len() as u64 > LONGEST_SPEC {
-        return Err(Fault::new("spec", FaultCode::Invalid, "the spec is longer than 8 MiB"));
+        return Err(Fault::new(
+            "spec",
+            FaultCode::Invalid,
+            "the spec is longer than 8 MiB",
+        ));
     }
     Spec::from_json(&bytes)
 }
@@ -223,18 +272,31 @@ fn read_spec(fd: RawFd) -> Result<Spec> {
 /// nobody can reach by path. (In a user namespace the program's owner is nobody, and the write is refused.)
 fn run_from_read_only_mount() -> Result<()> {
     let file = File::open("/proc/self/exe").at("monitor", "opening the program")?;
-    let stat = rustix::fs::fstatvfs(&file).map_err(std::io::Error::from).at("monitor", "looking at the program")?;
+    let stat = rustix::fs::fstatvfs(&file)
+        .map_err(std::io::Error::from)
+        .at("monitor", "looking at the program")?;
     if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
         return Ok(());
     }
     let path = std::fs::read_link("/proc/self/exe").at("monitor", "finding the program")?;
-    let path = std::str::from_utf8(path.as_os_str().as_bytes())
-        .map_err(|_| Fault::new("monitor", FaultCode::Invalid, "the program's path is not UTF-8"))?;
-    let copy = mount::clone_path(path, false).at("monitor", "taking a copy of the program's mount")?;
-    mount::set_attr(&copy, mount::ATTR_RDONLY, 0, None, false).at("monitor", "making it read-only")?;
+    let path = std::str::from_utf8(path.as_os_str().as_bytes()).map_err(|_| {
+        Fault::new(
+            "monitor",
+            FaultCode::Invalid,
+            "the program's path is not UTF-8",
+        )
+    })?;
+    let copy =
+        mount::clone_path(path, false).at("monitor", "taking a copy of the program's mount")?;
+    mount::set_attr(&copy, mount::ATTR_RDONLY, 0, None, false)
+        .at("monitor", "making it read-only")?;
     let arguments: std::io::Result<Vec<_>> = std::env::args_os().map(sys::cstring).collect();
     let arguments = arguments.at("monitor", "copying the arguments")?;
-    let pointers: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).chain([std::ptr::null()]).collect();
+    let pointers: Vec<*const libc::c_char> = arguments
+        .iter()
+        .map(|a| a.as_ptr())
+        .chain([std::ptr::null()])
+        .collect();
     // SAFETY: all strings and the null-terminated array live over the call; the environment is empty.
     unsafe {
         libc::syscall(
@@ -246,20 +308,30 @@ fn run_from_read_only_mount() -> Result<()> {
             libc::AT_EMPTY_PATH,
         )
     };
-    Err(Fault::io("monitor", &std::io::Error::last_os_error(), "executing the read-only program"))
+    Err(Fault::io(
+        "monitor",
+        &std::io::Error::last_os_error(),
+        "executing the read-only program",
+    ))
 }
 
 fn open_log(log_dir: &OwnedFd) -> Result<()> {
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_NOFOLLOW;
-    let file = sys::openat(log_dir, "monitor.log", flags, 0o600).at("monitor", "opening monitor.log")?;
+    let file =
+        sys::openat(log_dir, "monitor.log", flags, 0o600).at("monitor", "opening monitor.log")?;
     crate::log::to(File::from(file));
     Ok(())
 }
 
 /// One monitor per run directory. One that is ending has told so before it lets go: it is waited for.
 fn lock(run_dir: &OwnedFd) -> Result<OwnedFd> {
-    let file = sys::openat(run_dir, "monitor.lock", libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW, 0o600)
-        .at("monitor", "opening monitor.lock")?;
+    let file = sys::openat(
+        run_dir,
+        "monitor.lock",
+        libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW,
+        0o600,
+    )
+    .at("monitor", "opening monitor.lock")?;
     let until = Instant::now() + Duration::from_secs(2);
     loop {
         // SAFETY: plain integers.
@@ -269,7 +341,11 @@ fn lock(run_dir: &OwnedFd) -> Result<OwnedFd> {
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                return Err(Fault::new("monitor", FaultCode::Exists, "a monitor of this instance is running"));
+                return Err(Fault::new(
+                    "monitor",
+                    FaultCode::Exists,
+                    "a monitor of this instance is running",
+                ));
             }
             Err(e) => return Err(Fault::io("monitor", &e, "locking monitor.lock")),
         }
@@ -278,40 +354,61 @@ fn lock(run_dir: &OwnedFd) -> Result<OwnedFd> {
 
 fn open_host(run_dir: &OwnedFd) -> Result<Host> {
     match sys::mkdirat(run_dir, "devices", 0o711) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).at("monitor", "making devices/"),
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(e).at("monitor", "making devices/");
+        }
         _ => {}
     }
-    let devices_dir = sys::openat(run_dir, "devices", libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW, 0)
-        .at("monitor", "opening devices/")?;
-    let netns = sys::open("/proc/self/ns/net", libc::O_RDONLY).at("monitor", "opening the network namespace")?;
+    let devices_dir = sys::openat(
+        run_dir,
+        "devices",
+        libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW,
+        0,
+    )
+    .at("monitor", "opening devices/")?;
+    let netns = sys::open("/proc/self/ns/net", libc::O_RDONLY)
+        .at("monitor", "opening the network namespace")?;
     let route = RouteSocket::open().at("monitor", "opening a route socket")?;
-    let score = std::fs::read_to_string("/proc/self/oom_score_adj").at("monitor", "reading oom_score_adj")?;
+    let score = std::fs::read_to_string("/proc/self/oom_score_adj")
+        .at("monitor", "reading oom_score_adj")?;
     let oom_score_adj = score.trim().parse().unwrap_or(0);
-    Ok(Host { netns, route, devices_dir, oom_score_adj })
+    Ok(Host {
+        netns,
+        route,
+        devices_dir,
+        oom_score_adj,
+    })
 }
 
 /// Binds beneath the directory's descriptor: paths of sockets are short, paths of run directories are not.
 fn listen(run_dir: &OwnedFd) -> Result<OwnedFd> {
     remove_socket(run_dir);
     match sys::unlinkat(run_dir, "status.json", 0) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at("monitor", "removing the last status.json"),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).at("monitor", "removing the last status.json");
+        }
         _ => {}
     }
     let path = format!("/proc/self/fd/{}/{SOCKET}", run_dir.as_raw_fd());
     // SAFETY: sets one integer of this process.
     unsafe { libc::umask(0o077) };
-    let listener = std::os::unix::net::UnixListener::bind(path).at("monitor", format!("binding {SOCKET}"))?;
+    let listener =
+        std::os::unix::net::UnixListener::bind(path).at("monitor", format!("binding {SOCKET}"))?;
     // What is made in a guest's file systems later has ordinary modes, whatever the service's umask was.
     // SAFETY: as above.
     unsafe { libc::umask(0o022) };
-    listener.set_nonblocking(true).at("monitor", "making the socket non-blocking")?;
+    listener
+        .set_nonblocking(true)
+        .at("monitor", "making the socket non-blocking")?;
     Ok(listener.into())
 }
 
 /// Removes the socket; one that is not there is fine.
 pub(crate) fn remove_socket(run_dir: &OwnedFd) {
     match sys::unlinkat(run_dir, SOCKET, 0) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => crate::log::line(format_args!("removing the socket: {e}")),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            crate::log::line(format_args!("removing the socket: {e}"))
+        }
         _ => {}
     }
 }

@@ -19,7 +19,12 @@ use crate::spec::Spec;
 pub fn sealed_spec(spec: &Spec) -> io::Result<File> {
     let json = serde_json::to_vec(spec)?;
     // SAFETY: the name is a NUL-terminated literal.
-    let fd = unsafe { libc::memfd_create(c"berth-spec".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let fd = unsafe {
+        libc::memfd_create(
+            c"berth-spec".as_ptr(),
+            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+        )
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -55,7 +60,11 @@ pub fn command(binary: impl AsRef<OsStr>, spec: &Spec) -> io::Result<(Command, i
 /// Reads what [`StartReport`] bytes say; an empty report is a monitor that died.
 pub fn parse_report(bytes: &[u8]) -> Result<StartReport, Fault> {
     if bytes.is_empty() {
-        return Err(Fault::new("monitor", FaultCode::Kernel, "the monitor ended before it reported"));
+        return Err(Fault::new(
+            "monitor",
+            FaultCode::Kernel,
+            "the monitor ended before it reported",
+        ));
     }
     serde_json::from_slice(bytes)
         .map_err(|e| Fault::new("monitor", FaultCode::Invalid, format!("start report: {e}")))

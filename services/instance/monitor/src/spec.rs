@@ -358,7 +358,10 @@ impl<'de> Deserialize<'de> for Bpf {
         if digits.len() % 2 != 0 {
             return Err(D::Error::custom("odd number of hexadecimal digits"));
         }
-        Ok(Bpf(digits.chunks_exact(2).map(|c| c[0] << 4 | c[1]).collect()))
+        Ok(Bpf(digits
+            .chunks_exact(2)
+            .map(|c| c[0] << 4 | c[1])
+            .collect()))
     }
 }
 
@@ -377,7 +380,9 @@ impl Spec {
             return Err(unsupported(format!("spec version {}", self.version)));
         }
         if self.privileged != self.idmap.is_empty() {
-            return Err(invalid("idmap must be empty exactly when privileged is set"));
+            return Err(invalid(
+                "idmap must be empty exactly when privileged is set",
+            ));
         }
         for (field, text) in [
             ("run_dir", &self.run_dir),
@@ -396,10 +401,15 @@ impl Spec {
         if self.hostname.len() > 64 {
             return Err(invalid("hostname is longer than 64 bytes"));
         }
-        let parents = [Some(&self.cgroup.parent), self.cgroup.unified_parent.as_ref()];
+        let parents = [
+            Some(&self.cgroup.parent),
+            self.cgroup.unified_parent.as_ref(),
+        ];
         for parent in parents.into_iter().flatten() {
             if parent.starts_with('/') || parent.split('/').any(|c| matches!(c, "" | "." | "..")) {
-                return Err(invalid(format!("cgroup parent {parent:?} is not a plain relative path")));
+                return Err(invalid(format!(
+                    "cgroup parent {parent:?} is not a plain relative path"
+                )));
             }
         }
         if self.cgroup.name.contains('/') || self.cgroup.name.starts_with('.') {
@@ -422,15 +432,20 @@ impl Spec {
             return Err(invalid("seccomp is not a BPF program"));
         }
         for name in &self.drop_capabilities {
-            crate::caps::number(name)
-                .ok_or_else(|| invalid(format!("drop_capabilities: unknown capability {name:?}")))?;
+            crate::caps::number(name).ok_or_else(|| {
+                invalid(format!("drop_capabilities: unknown capability {name:?}"))
+            })?;
         }
         for limit in &self.rlimits {
             crate::rlimit::resource(&limit.name)
                 .ok_or_else(|| invalid(format!("rlimits: unknown resource {:?}", limit.name)))?;
         }
         for (key, _) in &self.sysctls {
-            if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) || key.contains("..")
+            if key.is_empty()
+                || !key
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b))
+                || key.contains("..")
             {
                 return Err(invalid(format!("sysctls: bad name {key:?}")));
             }
@@ -440,7 +455,11 @@ impl Spec {
 
     /// argv of pid 1.
     pub fn init_argv(&self) -> Vec<String> {
-        if self.init.is_empty() { vec!["/sbin/init".to_owned()] } else { self.init.clone() }
+        if self.init.is_empty() {
+            vec!["/sbin/init".to_owned()]
+        } else {
+            self.init.clone()
+        }
     }
 
     /// Environment of pid 1 with the defaults every system container gets.
@@ -448,7 +467,10 @@ impl Spec {
         let mut env = self.init_env.clone();
         for (key, value) in [
             ("container", "lxc"),
-            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            (
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ),
             ("TERM", "linux"),
             ("HOME", "/"),
         ] {
@@ -498,11 +520,15 @@ fn validate_idmap(map: &[IdMap]) -> Result<(), Fault> {
             || entry.host.checked_add(entry.len - 1).is_none()
             || entry.ns.checked_add(entry.len - 1).is_none()
         {
-            return Err(invalid(format!("idmap: empty or overflowing range {entry:?}")));
+            return Err(invalid(format!(
+                "idmap: empty or overflowing range {entry:?}"
+            )));
         }
     }
     for kind in [IdKind::Uid, IdKind::Gid] {
-        let zero = map.iter().any(|m| (m.kind == IdKind::Both || m.kind == kind) && m.ns == 0);
+        let zero = map
+            .iter()
+            .any(|m| (m.kind == IdKind::Both || m.kind == kind) && m.ns == 0);
         if !map.is_empty() && !zero {
             return Err(invalid("idmap does not map id 0"));
         }
@@ -514,7 +540,9 @@ fn absolute(field: &str, path: &str) -> Result<(), Fault> {
     if path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|c| c == "..") {
         return Ok(());
     }
-    Err(invalid(format!("{field} {path:?} is not an absolute path without ..")))
+    Err(invalid(format!(
+        "{field} {path:?} is not an absolute path without .."
+    )))
 }
 
 impl Attachment {
@@ -523,10 +551,18 @@ impl Attachment {
             Source::HostPath { path, .. } => {
                 absolute(field, path)?;
                 if self.fs_uuid.is_some() {
-                    return Err(invalid(format!("{field}: fs_uuid is only checked for devices")));
+                    return Err(invalid(format!(
+                        "{field}: fs_uuid is only checked for devices"
+                    )));
                 }
             }
-            Source::Device { path, fs_type, options, subpath, .. } => {
+            Source::Device {
+                path,
+                fs_type,
+                options,
+                subpath,
+                ..
+            } => {
                 absolute(field, path)?;
                 if fs_type.is_empty() || fs_type.contains('\0') {
                     return Err(invalid(format!("{field}: fs_type is missing")));
@@ -535,9 +571,12 @@ impl Attachment {
                     return Err(invalid(format!("{field}: empty mount option")));
                 }
                 if let Some(sub) = subpath
-                    && (sub.starts_with('/') || sub.split('/').any(|c| matches!(c, "" | "." | "..")))
+                    && (sub.starts_with('/')
+                        || sub.split('/').any(|c| matches!(c, "" | "." | "..")))
                 {
-                    return Err(invalid(format!("{field}: subpath {sub:?} is not a plain relative path")));
+                    return Err(invalid(format!(
+                        "{field}: subpath {sub:?} is not a plain relative path"
+                    )));
                 }
             }
         }
@@ -559,9 +598,13 @@ impl Mount {
     pub fn validate(&self, privileged: bool) -> Result<(), Fault> {
         absolute("mount target", &self.target)?;
         if self.target.split('/').all(|c| c.is_empty() || c == ".") {
-            return Err(invalid(format!("mount {:?}: target is the root directory", self.name)));
+            return Err(invalid(format!(
+                "mount {:?}: target is the root directory",
+                self.name
+            )));
         }
-        self.attachment.validate(&format!("mount {:?}", self.name), privileged)
+        self.attachment
+            .validate(&format!("mount {:?}", self.name), privileged)
     }
 }
 
@@ -572,7 +615,10 @@ impl DeviceNode {
             return Err(invalid("device name is empty"));
         }
         if self.mode & !0o777 != 0 {
-            return Err(invalid(format!("device {:?}: mode has more than permission bits", self.name)));
+            return Err(invalid(format!(
+                "device {:?}: mode has more than permission bits",
+                self.name
+            )));
         }
         Ok(())
     }
@@ -585,13 +631,27 @@ impl PortSpec {
                 || name.len() > 15
                 || name == "."
                 || name == ".."
-                || name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace());
-            if bad { Err(invalid(format!("nic {:?}: {field} {name:?} is no link name", self.name))) } else { Ok(()) }
+                || name
+                    .bytes()
+                    .any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace());
+            if bad {
+                Err(invalid(format!(
+                    "nic {:?}: {field} {name:?} is no link name",
+                    self.name
+                )))
+            } else {
+                Ok(())
+            }
         };
         match self.kind {
             PortKind::Bridged | PortKind::P2p => {
                 let host = self.host_name.as_deref();
-                link_name("host_name", host.ok_or_else(|| invalid(format!("nic {:?}: host_name is missing", self.name)))?)?;
+                link_name(
+                    "host_name",
+                    host.ok_or_else(|| {
+                        invalid(format!("nic {:?}: host_name is missing", self.name))
+                    })?,
+                )?;
             }
             PortKind::Macvlan => {}
             kind => return Err(unsupported(format!("nic {:?}: kind {kind:?}", self.name))),
@@ -599,13 +659,19 @@ impl PortSpec {
         link_name("guest_name", &self.guest_name)?;
         if self.kind != PortKind::P2p {
             let parent = self.parent.as_deref();
-            link_name("parent", parent.ok_or_else(|| invalid(format!("nic {:?}: parent is missing", self.name)))?)?;
+            link_name(
+                "parent",
+                parent.ok_or_else(|| invalid(format!("nic {:?}: parent is missing", self.name)))?,
+            )?;
         }
         if self.vlan.is_some() {
             return Err(unsupported(format!("nic {:?}: vlan", self.name)));
         }
         if !self.host_routes.is_empty() && self.kind == PortKind::Macvlan {
-            return Err(unsupported(format!("nic {:?}: host_routes on macvlan", self.name)));
+            return Err(unsupported(format!(
+                "nic {:?}: host_routes on macvlan",
+                self.name
+            )));
         }
         for mac in [&self.hwaddr, &self.host_hwaddr].into_iter().flatten() {
             crate::netlink::parse_mac(mac)
@@ -624,9 +690,15 @@ impl PortSpec {
 
 impl Limits {
     pub fn validate(&self) -> Result<(), Fault> {
-        for (field, list) in [("cpuset_cpus", &self.cpuset_cpus), ("cpuset_mems", &self.cpuset_mems)] {
+        for (field, list) in [
+            ("cpuset_cpus", &self.cpuset_cpus),
+            ("cpuset_mems", &self.cpuset_mems),
+        ] {
             if let Some(list) = list
-                && (list.is_empty() || !list.bytes().all(|b| b.is_ascii_digit() || b == b',' || b == b'-'))
+                && (list.is_empty()
+                    || !list
+                        .bytes()
+                        .all(|b| b.is_ascii_digit() || b == b',' || b == b'-'))
             {
                 return Err(invalid(format!("limits.{field}: {list:?} is no list")));
             }
@@ -634,7 +706,10 @@ impl Limits {
         if self.cpu_quota_us.is_some_and(|q| q < 1000) {
             return Err(invalid("limits.cpu_quota_us is below the kernel's 1000"));
         }
-        if self.cpu_period_us.is_some_and(|p| !(1000..=1_000_000).contains(&p)) {
+        if self
+            .cpu_period_us
+            .is_some_and(|p| !(1000..=1_000_000).contains(&p))
+        {
             return Err(invalid("limits.cpu_period_us is outside 1000..=1000000"));
         }
         if self.cpu_shares.is_some_and(|s| !(2..=262_144).contains(&s)) {

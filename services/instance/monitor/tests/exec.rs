@@ -1,5 +1,7 @@
 //! Execs: streams, terminals, exit codes, reconnecting, backpressure.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use berth_monitor::client::Client;
@@ -9,7 +11,9 @@ use common::*;
 
 fn start(client: &mut Client, exec: StartExec) -> String {
     let id = exec.exec_id.clone();
-    client.call(Request::StartExec(exec)).unwrap_or_else(|e| panic!("{e}"));
+    client
+        .call(Request::StartExec(exec))
+        .unwrap_or_else(|e| panic!("{e}"));
     id
 }
 
@@ -31,22 +35,37 @@ fn exit_codes_signals_and_failures() {
     }
     let mut bad_cwd = exec_of(&["true"]);
     bad_cwd.cwd = Some("/nowhere".into());
-    assert_eq!(client.call(Request::StartExec(bad_cwd)).unwrap_err().stage, "cwd");
+    assert_eq!(
+        client.call(Request::StartExec(bad_cwd)).unwrap_err().stage,
+        "cwd"
+    );
     let mut unmapped = exec_of(&["true"]);
     unmapped.uid = 70_000;
-    assert_eq!(client.call(Request::StartExec(unmapped)).unwrap_err().code, FaultCode::Invalid);
-    let Reply::Execs(left) = client.call(Request::ListExecs).unwrap() else { panic!() };
+    assert_eq!(
+        client.call(Request::StartExec(unmapped)).unwrap_err().code,
+        FaultCode::Invalid
+    );
+    let Reply::Execs(left) = client.call(Request::ListExecs).unwrap() else {
+        panic!()
+    };
     assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
 fn environment_user_and_directory() {
     let guest = guest(|_, _| {});
-    let mut exec = exec_of(&["sh", "-c", "echo $FOO; id -u; id -g; pwd; echo here >/dev/stdout"]);
+    let mut exec = exec_of(&[
+        "sh",
+        "-c",
+        "echo $FOO; id -u; id -g; pwd; echo here >/dev/stdout",
+    ]);
     exec.env.push(("FOO".into(), "bar baz".into()));
     (exec.uid, exec.gid) = (1000, 1000);
     exec.cwd = Some("/tmp".into());
-    assert_eq!(guest.exec(exec), ("bar baz\n1000\n1000\n/tmp\nhere\n".into(), 0));
+    assert_eq!(
+        guest.exec(exec),
+        ("bar baz\n1000\n1000\n/tmp\nhere\n".into(), 0)
+    );
 }
 
 #[test]
@@ -57,16 +76,31 @@ fn stdin_reaches_the_program_once() {
     exec.stdin = true;
     let id = start(&mut client, exec);
     let stdin = |client: &mut Client, offset, eof, bytes: &[u8]| {
-        client.call_with(Request::ExecStdin { exec_id: id.clone(), offset, eof }, bytes).map(|_| ())
+        client
+            .call_with(
+                Request::ExecStdin {
+                    exec_id: id.clone(),
+                    offset,
+                    eof,
+                },
+                bytes,
+            )
+            .map(|_| ())
     };
     stdin(&mut client, 0, false, b"hello ").unwrap();
     // A resend after a reconnect, with more.
     let mut second = guest.client();
     stdin(&mut second, 0, false, b"hello wor").unwrap();
-    assert_eq!(stdin(&mut second, 50, false, b"gap").unwrap_err().code, FaultCode::Invalid);
+    assert_eq!(
+        stdin(&mut second, 50, false, b"gap").unwrap_err().code,
+        FaultCode::Invalid
+    );
     stdin(&mut second, 9, true, b"ld").unwrap();
     let (output, status) = follow(&mut second, &id);
-    assert_eq!((output.as_str(), status), ("hello world", ExitStatus::Code(0)));
+    assert_eq!(
+        (output.as_str(), status),
+        ("hello world", ExitStatus::Code(0))
+    );
 }
 
 #[test]
@@ -91,13 +125,28 @@ fn megabytes_of_stdin_pass_within_the_window() {
     let mut exec = exec_of(&["wc", "-c"]);
     exec.stdin = true;
     let id = start(&mut client, exec);
-    client.call(Request::AttachExec { exec_id: id.clone(), stdout_offset: 0, stderr_offset: 0 }).unwrap();
+    client
+        .call(Request::AttachExec {
+            exec_id: id.clone(),
+            stdout_offset: 0,
+            stderr_offset: 0,
+        })
+        .unwrap();
     let total = 3_000_000u64;
     let (mut sent, mut accepted) = (0u64, 0u64);
     while accepted < total {
         while sent < total && sent - accepted + 50_000 <= EXEC_WINDOW as u64 {
             let bytes = vec![b'x'; 50_000];
-            client.cast(Request::ExecStdin { exec_id: id.clone(), offset: sent, eof: sent + 50_000 == total }, &bytes).unwrap();
+            client
+                .cast(
+                    Request::ExecStdin {
+                        exec_id: id.clone(),
+                        offset: sent,
+                        eof: sent + 50_000 == total,
+                    },
+                    &bytes,
+                )
+                .unwrap();
             sent += 50_000;
         }
         match client.event().unwrap().0 {
@@ -113,8 +162,21 @@ fn megabytes_of_stdin_pass_within_the_window() {
 fn a_program_nobody_reads_waits_and_loses_nothing() {
     let guest = guest(|_, _| {});
     let mut first = guest.client();
-    let id = start(&mut first, exec_of(&["sh", "-c", "yes 0123456 | head -c 2000000; echo done >/tmp/done"]));
-    first.call(Request::AttachExec { exec_id: id.clone(), stdout_offset: 0, stderr_offset: 0 }).unwrap();
+    let id = start(
+        &mut first,
+        exec_of(&[
+            "sh",
+            "-c",
+            "yes 0123456 | head -c 2000000; echo done >/tmp/done",
+        ]),
+    );
+    first
+        .call(Request::AttachExec {
+            exec_id: id.clone(),
+            stdout_offset: 0,
+            stderr_offset: 0,
+        })
+        .unwrap();
     let mut got = 0;
     while got < 100_000 {
         if let (Event::ExecOutput { .. }, payload) = first.event().unwrap() {
@@ -126,14 +188,27 @@ fn a_program_nobody_reads_waits_and_loses_nothing() {
     assert_ne!(guest.sh("ls /tmp/done").1, 0, "the program must wait");
     let mut second = guest.client();
     eventually("a full window", || {
-        let Reply::Exec(state) = second.call(Request::GetExec { exec_id: id.clone() }).unwrap() else { panic!() };
+        let Reply::Exec(state) = second
+            .call(Request::GetExec {
+                exec_id: id.clone(),
+            })
+            .unwrap()
+        else {
+            panic!()
+        };
         assert!(state.status.is_none());
         state.stdout == (0, EXEC_WINDOW as u64) && !state.attached
     });
     assert_ne!(guest.sh("ls /tmp/done").1, 0, "the program still waits");
     let (output, status) = follow(&mut second, &id);
     assert_eq!((output.len(), status), (2_000_000, ExitStatus::Code(0)));
-    let gone = second.call(Request::AttachExec { exec_id: id, stdout_offset: 5, stderr_offset: 0 }).unwrap_err();
+    let gone = second
+        .call(Request::AttachExec {
+            exec_id: id,
+            stdout_offset: 5,
+            stderr_offset: 0,
+        })
+        .unwrap_err();
     assert_eq!(gone.code, FaultCode::OffsetGone);
 }
 
@@ -141,29 +216,67 @@ fn a_program_nobody_reads_waits_and_loses_nothing() {
 fn an_ended_exec_is_kept_until_deleted() {
     let guest = guest(|_, _| {});
     let mut client = guest.client();
-    let id = start(&mut client, exec_of(&["sh", "-c", "echo out; echo err >&2; exit 4"]));
+    let id = start(
+        &mut client,
+        exec_of(&["sh", "-c", "echo out; echo err >&2; exit 4"]),
+    );
     eventually("the end", || {
-        let Reply::Exec(state) = client.call(Request::GetExec { exec_id: id.clone() }).unwrap() else { panic!() };
+        let Reply::Exec(state) = client
+            .call(Request::GetExec {
+                exec_id: id.clone(),
+            })
+            .unwrap()
+        else {
+            panic!()
+        };
         state.status == Some(ExitStatus::Code(4))
     });
-    let again = client.call(Request::StartExec(StartExec { exec_id: id.clone(), ..exec_of(&["true"]) })).unwrap();
+    let again = client
+        .call(Request::StartExec(StartExec {
+            exec_id: id.clone(),
+            ..exec_of(&["true"])
+        }))
+        .unwrap();
     assert!(matches!(again, Reply::ExecStarted { already: true, .. }));
     let (mut output, status) = follow(&mut guest.client(), &id);
     output = output.replace("err\n", "");
     assert_eq!((output.as_str(), status), ("out\n", ExitStatus::Code(4)));
-    client.call(Request::DeleteExec { exec_id: id.clone() }).unwrap();
-    assert_eq!(client.call(Request::GetExec { exec_id: id }).unwrap_err().code, FaultCode::NotFound);
+    client
+        .call(Request::DeleteExec {
+            exec_id: id.clone(),
+        })
+        .unwrap();
+    assert_eq!(
+        client
+            .call(Request::GetExec { exec_id: id })
+            .unwrap_err()
+            .code,
+        FaultCode::NotFound
+    );
 }
 
 #[test]
 fn a_terminal_has_a_size_an_owner_and_signals() {
     let guest = guest(|_, _| {});
     let mut client = guest.client();
-    let mut exec = exec_of(&["sh", "-c", "stty size; tty; stat -c %u $(tty); trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.1; done"]);
-    exec.pty = Some(PtySize { rows: 30, cols: 100 });
+    let mut exec = exec_of(&[
+        "sh",
+        "-c",
+        "stty size; tty; stat -c %u $(tty); trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.1; done",
+    ]);
+    exec.pty = Some(PtySize {
+        rows: 30,
+        cols: 100,
+    });
     (exec.uid, exec.gid) = (1000, 1000);
     let id = start(&mut client, exec);
-    client.call(Request::AttachExec { exec_id: id.clone(), stdout_offset: 0, stderr_offset: 0 }).unwrap();
+    client
+        .call(Request::AttachExec {
+            exec_id: id.clone(),
+            stdout_offset: 0,
+            stderr_offset: 0,
+        })
+        .unwrap();
     let mut output = String::new();
     let mut resized = false;
     let status = loop {
@@ -173,7 +286,16 @@ fn a_terminal_has_a_size_an_owner_and_signals() {
                 output.push_str(&String::from_utf8_lossy(&payload));
                 if output.contains("ready") && !resized {
                     resized = true;
-                    client.cast(Request::ResizeExec { exec_id: id.clone(), rows: 40, cols: 120 }, &[]).unwrap();
+                    client
+                        .cast(
+                            Request::ResizeExec {
+                                exec_id: id.clone(),
+                                rows: 40,
+                                cols: 120,
+                            },
+                            &[],
+                        )
+                        .unwrap();
                 }
             }
             (Event::ExecExited { status, .. }, _) => break status,
@@ -195,11 +317,28 @@ fn keys_on_a_terminal_interrupt() {
     let mut exec = exec_of(&["sh", "-c", "echo ready; sleep 100"]);
     exec.pty = Some(PtySize { rows: 24, cols: 80 });
     let id = start(&mut client, exec);
-    client.call(Request::AttachExec { exec_id: id.clone(), stdout_offset: 0, stderr_offset: 0 }).unwrap();
+    client
+        .call(Request::AttachExec {
+            exec_id: id.clone(),
+            stdout_offset: 0,
+            stderr_offset: 0,
+        })
+        .unwrap();
     loop {
         match client.event().unwrap() {
-            (Event::ExecOutput { .. }, payload) if String::from_utf8_lossy(&payload).contains("ready") => {
-                client.cast(Request::ExecStdin { exec_id: id.clone(), offset: 0, eof: false }, b"\x03").unwrap();
+            (Event::ExecOutput { .. }, payload)
+                if String::from_utf8_lossy(&payload).contains("ready") =>
+            {
+                client
+                    .cast(
+                        Request::ExecStdin {
+                            exec_id: id.clone(),
+                            offset: 0,
+                            eof: false,
+                        },
+                        b"\x03",
+                    )
+                    .unwrap();
             }
             (Event::ExecExited { status, .. }, _) => {
                 assert_eq!(status.shell_code(), 130);
@@ -222,13 +361,35 @@ fn a_process_left_behind_does_not_hold_the_exec() {
 fn signals_and_kills() {
     let guest = guest(|_, _| {});
     let mut client = guest.client();
-    let id = start(&mut client, exec_of(&["sh", "-c", "trap 'exit 6' USR1; echo ready; while :; do sleep 0.05; done"]));
-    client.call(Request::AttachExec { exec_id: id.clone(), stdout_offset: 0, stderr_offset: 0 }).unwrap();
+    let id = start(
+        &mut client,
+        exec_of(&[
+            "sh",
+            "-c",
+            "trap 'exit 6' USR1; echo ready; while :; do sleep 0.05; done",
+        ]),
+    );
+    client
+        .call(Request::AttachExec {
+            exec_id: id.clone(),
+            stdout_offset: 0,
+            stderr_offset: 0,
+        })
+        .unwrap();
     while !matches!(client.event().unwrap().0, Event::ExecOutput { .. }) {}
-    client.call(Request::SignalExec { exec_id: id.clone(), signal: libc::SIGUSR1 }).unwrap();
+    client
+        .call(Request::SignalExec {
+            exec_id: id.clone(),
+            signal: libc::SIGUSR1,
+        })
+        .unwrap();
     assert_eq!(follow(&mut client, &id).1, ExitStatus::Code(6));
     let id = start(&mut client, exec_of(&["sleep", "100"]));
-    client.call(Request::KillExec { exec_id: id.clone() }).unwrap();
+    client
+        .call(Request::KillExec {
+            exec_id: id.clone(),
+        })
+        .unwrap();
     assert_eq!(follow(&mut client, &id).1, ExitStatus::Signal(9));
 }
 
@@ -236,8 +397,17 @@ fn signals_and_kills() {
 fn the_latest_client_has_the_exec() {
     let guest = guest(|_, _| {});
     let (mut first, mut second) = (guest.client(), guest.client());
-    let id = start(&mut first, exec_of(&["sh", "-c", "echo one; sleep 0.2; echo two"]));
-    first.call(Request::AttachExec { exec_id: id.clone(), stdout_offset: 0, stderr_offset: 0 }).unwrap();
+    let id = start(
+        &mut first,
+        exec_of(&["sh", "-c", "echo one; sleep 0.2; echo two"]),
+    );
+    first
+        .call(Request::AttachExec {
+            exec_id: id.clone(),
+            stdout_offset: 0,
+            stderr_offset: 0,
+        })
+        .unwrap();
     assert_eq!(follow(&mut second, &id).0, "one\ntwo\n");
     loop {
         match first.event().unwrap().0 {
@@ -251,8 +421,17 @@ fn the_latest_client_has_the_exec() {
 fn execs_of_a_guest_that_stops_end_with_it() {
     let guest = guest(|_, _| {});
     let mut client = guest.client();
-    let id = start(&mut client, exec_of(&["sh", "-c", "echo last words; sleep 100"]));
-    client.call(Request::AttachExec { exec_id: id.clone(), stdout_offset: 0, stderr_offset: 0 }).unwrap();
+    let id = start(
+        &mut client,
+        exec_of(&["sh", "-c", "echo last words; sleep 100"]),
+    );
+    client
+        .call(Request::AttachExec {
+            exec_id: id.clone(),
+            stdout_offset: 0,
+            stderr_offset: 0,
+        })
+        .unwrap();
     while !matches!(client.event().unwrap().0, Event::ExecOutput { .. }) {}
     guest.stop();
     let ended = loop {

@@ -1,5 +1,7 @@
 //! What a guest can see and do, and what hostile content of its root filesystem cannot.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::os::unix::fs::symlink;
@@ -11,7 +13,11 @@ use berth_monitor::spec::*;
 use common::*;
 
 fn status_field(text: &str, field: &str) -> String {
-    text.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default().trim().to_owned()
+    text.lines()
+        .find_map(|l| l.strip_prefix(field))
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// `ret ALLOW`, after `ERRNO(EPERM)` for one system call.
@@ -42,8 +48,16 @@ fn root_inside_is_nobody_outside_in_init_and_exec() {
             assert_eq!(status_field(text, set), "0000000000000000", "{set}");
         }
         let bounding = u64::from_str_radix(&status_field(text, "CapBnd:"), 16).unwrap();
-        assert_eq!(bounding & (1 << 16 | 1 << 25), 0, "sys_module and sys_time are gone");
-        assert_ne!(bounding & 1 << 21, 0, "sys_admin over its own namespaces stays");
+        assert_eq!(
+            bounding & (1 << 16 | 1 << 25),
+            0,
+            "sys_module and sys_time are gone"
+        );
+        assert_ne!(
+            bounding & 1 << 21,
+            0,
+            "sys_admin over its own namespaces stays"
+        );
     }
     for set in ["CapBnd:", "CapEff:", "CapPrm:", "NoNewPrivs:", "Groups:"] {
         assert_eq!(status_field(&init, set), status_field(&own, set), "{set}");
@@ -69,12 +83,25 @@ fn nothing_of_the_host_is_open_after_exec() {
     assert_eq!(guest.sh("ls /proc/1/fd").0, "0\n1\n2\n");
     let own = guest.sh("ls -l /proc/self/fd").0;
     // Three pipes, and the directory that ls itself has open.
-    assert_eq!(own.lines().filter(|l| l.contains("-> pipe:")).count(), 3, "{own}");
+    assert_eq!(
+        own.lines().filter(|l| l.contains("-> pipe:")).count(),
+        3,
+        "{own}"
+    );
     assert_eq!(guest.sh("ls /proc/self/fd").0, "0\n1\n2\n3\n");
-    assert_eq!(guest.sh("cat /proc/self/cgroup | grep -v -x -E '[0-9]+:[^/]*:/' ").0, "", "cgroup namespace roots");
+    assert_eq!(
+        guest
+            .sh("cat /proc/self/cgroup | grep -v -x -E '[0-9]+:[^/]*:/' ")
+            .0,
+        "",
+        "cgroup namespace roots"
+    );
     // Neither can execs see the monitor, nor does the mount table tell of the host.
     let mounts = guest.sh("cat /proc/self/mountinfo").0;
-    assert!(!mounts.contains("/work") && !mounts.contains(guest.spec.run_dir.as_str()), "{mounts}");
+    assert!(
+        !mounts.contains("/work") && !mounts.contains(guest.spec.run_dir.as_str()),
+        "{mounts}"
+    );
     assert_eq!(guest.sh("cat /proc/self/oom_score_adj").0, "0\n");
 }
 
@@ -86,15 +113,40 @@ fn masks_and_devices() {
     // /proc/bus and /proc/fs are on every kernel.
     for dir in ["bus", "fs"] {
         let mounts = guest.sh("cat /proc/self/mountinfo").0;
-        assert!(mounts.lines().any(|l| l.contains(&format!(" /proc/{dir} ro,"))), "{mounts}");
+        assert!(
+            mounts
+                .lines()
+                .any(|l| l.contains(&format!(" /proc/{dir} ro,"))),
+            "{mounts}"
+        );
     }
-    assert_eq!(guest.sh("ls -A /sys/firmware /sys/kernel/debug 2>/dev/null | grep -v :").0.trim(), "");
+    assert_eq!(
+        guest
+            .sh("ls -A /sys/firmware /sys/kernel/debug 2>/dev/null | grep -v :")
+            .0
+            .trim(),
+        ""
+    );
     assert_ne!(guest.sh("echo b > /proc/sysrq-trigger").1, 0);
-    assert_ne!(guest.sh("echo 1 > /sys/kernel/mm/transparent_hugepage/enabled").1, 0);
+    assert_ne!(
+        guest
+            .sh("echo 1 > /sys/kernel/mm/transparent_hugepage/enabled")
+            .1,
+        0
+    );
     let (_, code) = guest.sh("for d in null zero full random urandom tty ptmx console; do test -c /dev/$d || exit 1; done; test -d /dev/shm && test -d /dev/mqueue && test -L /dev/fd");
     assert_eq!(code, 0);
-    assert_eq!(guest.sh("head -c 3 /dev/zero | wc -c; echo x >/dev/null").0.trim(), "3");
-    assert_eq!(guest.sh("echo text > /dev/shm/f && cat /dev/shm/f").0, "text\n");
+    assert_eq!(
+        guest
+            .sh("head -c 3 /dev/zero | wc -c; echo x >/dev/null")
+            .0
+            .trim(),
+        "3"
+    );
+    assert_eq!(
+        guest.sh("echo text > /dev/shm/f && cat /dev/shm/f").0,
+        "text\n"
+    );
     assert_ne!(guest.sh("busybox mknod /tmp/sda b 8 0").1, 0);
     assert_eq!(guest.sh("grep cgroup2 /proc/mounts | wc -l").0.trim(), "1");
     assert_eq!(guest.sh("hostname").0.trim(), guest.spec.hostname);
@@ -104,18 +156,33 @@ fn masks_and_devices() {
 fn a_guest_may_not_leave_its_limits_or_touch_their_files() {
     let guest = guest(|_, _| {});
     // Delegated: it may make groups below, but not write the knobs of its own directory.
-    assert_eq!(guest.sh("mkdir /sys/fs/cgroup/sub && echo 0 > /sys/fs/cgroup/sub/cgroup.procs").1, 0);
+    assert_eq!(
+        guest
+            .sh("mkdir /sys/fs/cgroup/sub && echo 0 > /sys/fs/cgroup/sub/cgroup.procs")
+            .1,
+        0
+    );
     assert_ne!(guest.sh("echo 1 > /sys/fs/cgroup/cgroup.freeze").1, 0);
     guest.stop();
-    assert!(guest.cgroups().is_empty(), "what the guest made is removed, too");
+    assert!(
+        guest.cgroups().is_empty(),
+        "what the guest made is removed, too"
+    );
 }
 
 #[test]
 fn nesting_has_unmasked_copies() {
     let guest = guest(|spec, _| spec.nesting = true);
-    assert_eq!(guest.sh("test -d /dev/.lxc/proc/1 && test -d /dev/.lxc/sys/kernel").1, 0);
+    assert_eq!(
+        guest
+            .sh("test -d /dev/.lxc/proc/1 && test -d /dev/.lxc/sys/kernel")
+            .1,
+        0
+    );
     // A container in the container: a new proc needs a fully visible one.
-    let (output, code) = guest.sh("busybox unshare -m -p -f -U -r sh -c 'mount -t proc proc /proc && cat /proc/1/comm; true'");
+    let (output, code) = guest.sh(
+        "busybox unshare -m -p -f -U -r sh -c 'mount -t proc proc /proc && cat /proc/1/comm; true'",
+    );
     assert_eq!((output.trim(), code), ("sh", 0));
 }
 
@@ -128,7 +195,12 @@ fn hostile_roots_are_refused_or_harmless() {
         busybox_root(&root);
         let mut spec = spec(dir.path());
         prepare(&root, &mut spec);
-        let mut guest = Guest { dir, spec, init_pid: 0, monitor_pid: 0 };
+        let mut guest = Guest {
+            dir,
+            spec,
+            init_pid: 0,
+            monitor_pid: 0,
+        };
         guest.start().map(|()| guest)
     };
     for name in ["proc", "sys", "dev"] {
@@ -138,7 +210,11 @@ fn hostile_roots_are_refused_or_harmless() {
         })
         .err()
         .unwrap();
-        assert_eq!((fault.stage.as_str(), fault.code), ("rootfs", FaultCode::Invalid), "{name}: {fault}");
+        assert_eq!(
+            (fault.stage.as_str(), fault.code),
+            ("rootfs", FaultCode::Invalid),
+            "{name}: {fault}"
+        );
     }
     // A disk whose target leads out of the root by links stays inside.
     let outside = tempfile::tempdir().unwrap();
@@ -148,7 +224,8 @@ fn hostile_roots_are_refused_or_harmless() {
     let source = share.path().to_str().unwrap().to_owned();
     let guest = attempt(&|root, spec| {
         symlink("../../../../../../../../..", root.join("up")).unwrap();
-        spec.mounts.push(disk("d", &source, &format!("/up{out}/x"), false));
+        spec.mounts
+            .push(disk("d", &source, &format!("/up{out}/x"), false));
     })
     .unwrap();
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
@@ -159,8 +236,14 @@ fn disk(name: &str, source: &str, target: &str, ro: bool) -> Mount {
     Mount {
         name: name.into(),
         attachment: Attachment {
-            source: Source::HostPath { path: source.into(), recursive: false },
-            attr: MountAttr { ro, ..MountAttr::default() },
+            source: Source::HostPath {
+                path: source.into(),
+                recursive: false,
+            },
+            attr: MountAttr {
+                ro,
+                ..MountAttr::default()
+            },
             fs_uuid: None,
             ownership: Ownership::Raw,
             can_idmap: true,
@@ -179,13 +262,32 @@ fn privileged_guests_are_fenced_by_capabilities_masks_and_device_rules() {
     let status = guest.sh("cat /proc/self/status").0;
     let bounding = u64::from_str_radix(&status_field(&status, "CapBnd:"), 16).unwrap();
     assert_eq!(bounding & 1 << 16, 0);
-    assert_ne!(guest.sh("echo 1 > /proc/sys/kernel/panic").1, 0, "/proc/sys is read-only");
-    assert_eq!(guest.sh("echo 1 > /proc/sys/net/ipv4/ip_forward").1, 0, "its own network's part is not");
+    assert_ne!(
+        guest.sh("echo 1 > /proc/sys/kernel/panic").1,
+        0,
+        "/proc/sys is read-only"
+    );
+    assert_eq!(
+        guest.sh("echo 1 > /proc/sys/net/ipv4/ip_forward").1,
+        0,
+        "its own network's part is not"
+    );
     assert_ne!(guest.sh("touch /sys/kernel/x").1, 0);
     // A node may be made, but not opened.
-    assert_ne!(guest.sh("busybox mknod /tmp/vda b 254 0 && head -c 1 /tmp/vda").1, 0);
-    assert_eq!(guest.sh("echo ok >/dev/null; echo fine"), ("fine\n".into(), 0));
-    assert!(guest.sh("cat /proc/mounts").0.contains("sysfs ro"), "sysfs is read-only");
+    assert_ne!(
+        guest
+            .sh("busybox mknod /tmp/vda b 254 0 && head -c 1 /tmp/vda")
+            .1,
+        0
+    );
+    assert_eq!(
+        guest.sh("echo ok >/dev/null; echo fine"),
+        ("fine\n".into(), 0)
+    );
+    assert!(
+        guest.sh("cat /proc/mounts").0.contains("sysfs ro"),
+        "sysfs is read-only"
+    );
     // The program cannot be written through the processes it forks: it runs from a read-only mount.
     let flags = std::fs::read_to_string(format!("/proc/{}/cmdline", guest.monitor_pid)).unwrap();
     assert!(flags.starts_with("[berth monitor] default "), "{flags}");
@@ -193,7 +295,10 @@ fn privileged_guests_are_fenced_by_capabilities_masks_and_device_rules() {
     // SAFETY: an all-zero statvfs is valid and the descriptor is open.
     let flags = unsafe {
         let mut stat: libc::statvfs = std::mem::zeroed();
-        assert_eq!(libc::fstatvfs(std::os::fd::AsRawFd::as_raw_fd(&exe), &mut stat), 0);
+        assert_eq!(
+            libc::fstatvfs(std::os::fd::AsRawFd::as_raw_fd(&exe), &mut stat),
+            0
+        );
         stat.f_flag
     };
     assert_ne!(flags & libc::ST_RDONLY, 0);
@@ -203,12 +308,22 @@ fn privileged_guests_are_fenced_by_capabilities_masks_and_device_rules() {
 fn the_root_descriptor_is_the_guests_and_its_namespace_too() {
     let guest = guest(|_, _| {});
     let (root, userns) = guest.client().open_root().unwrap();
-    let file = berth_monitor::sys::openat2(&root, "/etc/passwd", libc::O_RDONLY, 0, berth_monitor::sys::RESOLVE_IN_ROOT).unwrap();
+    let file = berth_monitor::sys::openat2(
+        &root,
+        "/etc/passwd",
+        libc::O_RDONLY,
+        0,
+        berth_monitor::sys::RESOLVE_IN_ROOT,
+    )
+    .unwrap();
     let text = std::io::read_to_string(std::fs::File::from(file)).unwrap();
     assert!(text.starts_with("root:x:0"));
     use std::os::fd::AsRawFd;
     let ns = std::fs::read_link(format!("/proc/self/fd/{}", userns.as_raw_fd())).unwrap();
-    assert_eq!(ns, std::fs::read_link(format!("/proc/{}/ns/user", guest.init_pid)).unwrap());
+    assert_eq!(
+        ns,
+        std::fs::read_link(format!("/proc/{}/ns/user", guest.init_pid)).unwrap()
+    );
 }
 
 #[test]
@@ -222,7 +337,10 @@ fn clients_that_are_not_root_are_refused() {
     for dir in [guest.run_dir(), guest.dir.path().to_owned()] {
         std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let header = ToMonitor { id: 1, body: Request::Hello { version: 1 } };
+    let header = ToMonitor {
+        id: 1,
+        body: Request::Hello { version: 1 },
+    };
     let frame = berth_monitor::frame::encode(&header, &[]).unwrap();
     let answer = std::thread::spawn(move || {
         // SAFETY: changes the ids of this thread alone (raw call).

@@ -7,8 +7,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::limits::Version;
 use super::GuestCgroup;
+use super::limits::Version;
 use crate::error::{AtStage, Fault, FaultCode, Result};
 use crate::spec::{DeviceNode, NodeKind};
 use crate::sys;
@@ -29,33 +29,62 @@ pub(crate) struct Rule {
 /// What every privileged guest may use, and the devices it is given.
 pub(crate) fn rules(devices: &[DeviceNode]) -> Vec<Rule> {
     let all = MKNOD | READ | WRITE;
-    let char_rule = |major, minor| Rule { kind: NodeKind::Char, major: Some(major), minor, access: all };
+    let char_rule = |major, minor| Rule {
+        kind: NodeKind::Char,
+        major: Some(major),
+        minor,
+        access: all,
+    };
     let mut rules = vec![
         // Making any node is harmless while it cannot be opened.
-        Rule { kind: NodeKind::Block, major: None, minor: None, access: MKNOD },
-        Rule { kind: NodeKind::Char, major: None, minor: None, access: MKNOD },
+        Rule {
+            kind: NodeKind::Block,
+            major: None,
+            minor: None,
+            access: MKNOD,
+        },
+        Rule {
+            kind: NodeKind::Char,
+            major: None,
+            minor: None,
+            access: MKNOD,
+        },
         char_rule(136, None),
     ];
     let memory = [3, 5, 7, 8, 9].map(|minor| char_rule(1, Some(minor)));
     let terminals = [0, 1, 2].map(|minor| char_rule(5, Some(minor)));
     let fuse_and_tun = [229, 200].map(|minor| char_rule(10, Some(minor)));
     rules.extend(memory.into_iter().chain(terminals).chain(fuse_and_tun));
-    rules.extend(devices.iter().map(|d| Rule { kind: d.kind, major: Some(d.major), minor: Some(d.minor), access: all }));
+    rules.extend(devices.iter().map(|d| Rule {
+        kind: d.kind,
+        major: Some(d.major),
+        minor: Some(d.minor),
+        access: all,
+    }));
     rules
 }
 
 impl GuestCgroup {
     /// Puts the rules in force. On v2 the program of an earlier call is replaced; keep what is returned for that.
-    pub(crate) fn allow_devices(&self, rules: &[Rule], earlier: Option<&OwnedFd>) -> Result<Option<OwnedFd>> {
+    pub(crate) fn allow_devices(
+        &self,
+        rules: &[Rule],
+        earlier: Option<&OwnedFd>,
+    ) -> Result<Option<OwnedFd>> {
         if let Some((dir, Version::V1)) = self.find("devices") {
             sys::write_at(&dir.fd, "devices.deny", "a").at("devices", "writing devices.deny")?;
             for rule in rules {
-                sys::write_at(&dir.fd, "devices.allow", &line(rule)).at("devices", format!("allowing {rule:?}"))?;
+                sys::write_at(&dir.fd, "devices.allow", &line(rule))
+                    .at("devices", format!("allowing {rule:?}"))?;
             }
             return Ok(None);
         }
         let Some(dir) = self.v2() else {
-            return Err(Fault::new("devices", FaultCode::Unsupported, "the host has neither a devices controller nor cgroup2"));
+            return Err(Fault::new(
+                "devices",
+                FaultCode::Unsupported,
+                "the host has neither a devices controller nor cgroup2",
+            ));
         };
         let program = load(&assemble(rules)).at("devices", "loading the device program")?;
         attach(dir.as_raw_fd(), &program, earlier).at("devices", "attaching the device program")?;
@@ -76,7 +105,11 @@ fn line(rule: &Rule) -> String {
             access.push(letter);
         }
     }
-    format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor))
+    format!(
+        "{kind} {}:{} {access}",
+        number(rule.major),
+        number(rule.minor)
+    )
 }
 
 #[repr(C)]
@@ -98,7 +131,12 @@ const EXIT: u8 = 0x95;
 
 /// Context: r1 → { access << 16 | type, major, minor }. Type 1 is block, 2 char.
 fn assemble(rules: &[Rule]) -> Vec<Instruction> {
-    let op = |code, dst: u8, src: u8, offset, immediate| Instruction { code, registers: src << 4 | dst, offset, immediate };
+    let op = |code, dst: u8, src: u8, offset, immediate| Instruction {
+        code,
+        registers: src << 4 | dst,
+        offset,
+        immediate,
+    };
     let mut out = vec![
         op(LOAD_WORD, 2, 1, 0, 0),
         op(MOVE_REGISTER, 3, 2, 0, 0),
@@ -192,7 +230,11 @@ fn attach(dir: i32, program: &OwnedFd, earlier: Option<&OwnedFd>) -> io::Result<
         target: dir as u32,
         program: program.as_raw_fd() as u32,
         kind: CGROUP_DEVICE,
-        flags: if earlier.is_some() { ALLOW_MULTI | REPLACE } else { ALLOW_MULTI },
+        flags: if earlier.is_some() {
+            ALLOW_MULTI | REPLACE
+        } else {
+            ALLOW_MULTI
+        },
         replace: earlier.map_or(0, |fd| fd.as_raw_fd() as u32),
     };
     bpf(PROG_ATTACH, &attributes).map(|_| ())
@@ -230,7 +272,16 @@ mod tests {
 
     #[test]
     fn the_program_says_what_the_rules_say() {
-        let disk = DeviceNode { name: "d".into(), path: "/dev/d".into(), kind: NodeKind::Block, major: 8, minor: 1, mode: 0o600, uid: 0, gid: 0 };
+        let disk = DeviceNode {
+            name: "d".into(),
+            path: "/dev/d".into(),
+            kind: NodeKind::Block,
+            major: 8,
+            minor: 1,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+        };
         let program = assemble(&rules(&[disk]));
         let (block, character) = (1, 2);
         let rw = u32::from(READ | WRITE);

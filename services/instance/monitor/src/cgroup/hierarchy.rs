@@ -32,10 +32,13 @@ impl Kind {
 pub(crate) fn parse(mountinfo: &str) -> Vec<Hierarchy> {
     let mut found: Vec<(&str, Hierarchy)> = Vec::new();
     for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         let left: Vec<&str> = left.split(' ').collect();
         let right: Vec<&str> = right.split(' ').collect();
-        let (Some(device), Some(mount), Some(fs_type)) = (left.get(2), left.get(4), right.first()) else {
+        let (Some(device), Some(mount), Some(fs_type)) = (left.get(2), left.get(4), right.first())
+        else {
             continue;
         };
         let kind = match *fs_type {
@@ -44,7 +47,13 @@ pub(crate) fn parse(mountinfo: &str) -> Vec<Hierarchy> {
             _ => continue,
         };
         if !found.iter().any(|(known, _)| known == device) {
-            found.push((device, Hierarchy { kind, mount: unescape(mount) }));
+            found.push((
+                device,
+                Hierarchy {
+                    kind,
+                    mount: unescape(mount),
+                },
+            ));
         }
     }
     found.into_iter().map(|(_, h)| h).collect()
@@ -56,7 +65,16 @@ fn v1_kind(options: &str) -> Kind {
         if let Some(name) = option.strip_prefix("name=") {
             return Kind::Named(name.to_owned());
         }
-        let generic = ["rw", "ro", "noprefix", "clone_children", "xattr", "cpuset_v2_mode", "none", "favordynmods"];
+        let generic = [
+            "rw",
+            "ro",
+            "noprefix",
+            "clone_children",
+            "xattr",
+            "cpuset_v2_mode",
+            "none",
+            "favordynmods",
+        ];
         if !generic.contains(&option) && !option.contains('=') {
             controllers.push(option.to_owned());
         }
@@ -70,7 +88,9 @@ fn unescape(path: &str) -> String {
     let bytes = path.as_bytes();
     let mut i = 0;
     while i < bytes.len() {
-        let octal = path.get(i + 1..i + 4).and_then(|d| u8::from_str_radix(d, 8).ok());
+        let octal = path
+            .get(i + 1..i + 4)
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
         match (bytes[i], octal) {
             (b'\\', Some(value)) => {
                 out.push(value);
@@ -108,6 +128,12 @@ mod tests {
     #[test]
     fn pure_v2() {
         let text = "26 22 0:23 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
-        assert_eq!(parse(text), [Hierarchy { kind: Kind::V2, mount: "/sys/fs/cgroup".into() }]);
+        assert_eq!(
+            parse(text),
+            [Hierarchy {
+                kind: Kind::V2,
+                mount: "/sys/fs/cgroup".into()
+            }]
+        );
     }
 }

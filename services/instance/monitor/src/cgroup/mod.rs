@@ -42,11 +42,19 @@ pub(crate) struct GuestCgroup {
 impl GuestCgroup {
     /// Makes the directories. What a killed monitor left under the name is ended and removed first.
     pub(crate) fn create(spec: &CgroupSpec) -> Result<GuestCgroup> {
-        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").at("cgroup", "reading mountinfo")?;
-        let mut cgroup = GuestCgroup { name: spec.name.clone(), dirs: Vec::new() };
+        let mountinfo =
+            std::fs::read_to_string("/proc/self/mountinfo").at("cgroup", "reading mountinfo")?;
+        let mut cgroup = GuestCgroup {
+            name: spec.name.clone(),
+            dirs: Vec::new(),
+        };
         let all = hierarchy::parse(&mountinfo);
         if all.is_empty() {
-            return Err(Fault::new("cgroup", FaultCode::Unsupported, "no cgroup hierarchy is mounted"));
+            return Err(Fault::new(
+                "cgroup",
+                FaultCode::Unsupported,
+                "no cgroup hierarchy is mounted",
+            ));
         }
         for found in all {
             let delegated = found.kind.delegated();
@@ -58,7 +66,11 @@ impl GuestCgroup {
                 Ok(dir) => cgroup.dirs.push(dir),
                 Err(e) => {
                     cgroup.remove_quietly();
-                    return Err(Fault::io("cgroup", &e, format!("making {parent}/{} in {}", spec.name, found.mount)));
+                    return Err(Fault::io(
+                        "cgroup",
+                        &e,
+                        format!("making {parent}/{} in {}", spec.name, found.mount),
+                    ));
                 }
             }
         }
@@ -67,7 +79,10 @@ impl GuestCgroup {
 
     /// Directory for CLONE_INTO_CGROUP.
     pub(crate) fn v2(&self) -> Option<BorrowedFd<'_>> {
-        self.dirs.iter().find(|d| d.kind == Kind::V2).map(|d| d.fd.as_fd())
+        self.dirs
+            .iter()
+            .find(|d| d.kind == Kind::V2)
+            .map(|d| d.fd.as_fd())
     }
 
     /// `tasks` of each v1 hierarchy, opened for writing.
@@ -81,23 +96,35 @@ impl GuestCgroup {
 
     /// A child of the v2 directory for execs, for when that itself may hold no processes.
     pub(crate) fn v2_leaf(&self) -> Result<Option<OwnedFd>> {
-        let Some(dir) = self.v2() else { return Ok(None) };
+        let Some(dir) = self.v2() else {
+            return Ok(None);
+        };
         match sys::mkdirat(dir, EXEC_LEAF, 0o755) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e).at("cgroup", "making the exec leaf"),
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(e).at("cgroup", "making the exec leaf");
+            }
             _ => {}
         }
-        sys::openat(dir, EXEC_LEAF, libc::O_RDONLY | libc::O_DIRECTORY, 0).at("cgroup", "opening the exec leaf").map(Some)
+        sys::openat(dir, EXEC_LEAF, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+            .at("cgroup", "opening the exec leaf")
+            .map(Some)
     }
 
     /// Hands the guest's root the directories and files it may write.
     pub(crate) fn delegate(&self, uid: u32, gid: u32) -> Result<()> {
         for dir in self.dirs.iter().filter(|d| d.kind.delegated()) {
             let files: &[&str] = match dir.kind {
-                Kind::V2 => &["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"],
+                Kind::V2 => &[
+                    "",
+                    "cgroup.procs",
+                    "cgroup.threads",
+                    "cgroup.subtree_control",
+                ],
                 _ => &["", "cgroup.procs", "tasks"],
             };
             for file in files {
-                sys::fchownat(&dir.fd, file, uid, gid).at("cgroup", format!("delegating {file:?}"))?;
+                sys::fchownat(&dir.fd, file, uid, gid)
+                    .at("cgroup", format!("delegating {file:?}"))?;
             }
         }
         Ok(())
@@ -112,7 +139,11 @@ impl GuestCgroup {
             let Some((dir, version)) = self.find(write.controller) else {
                 if write.required {
                     let name = write.controller;
-                    return Err(Fault::new("limits", FaultCode::Unsupported, format!("the host has no {name} controller for {}", write.file)));
+                    return Err(Fault::new(
+                        "limits",
+                        FaultCode::Unsupported,
+                        format!("the host has no {name} controller for {}", write.file),
+                    ));
                 }
                 continue;
             };
@@ -138,8 +169,15 @@ impl GuestCgroup {
         self.dirs.iter().find_map(|dir| match &dir.kind {
             Kind::V1(list) if list.iter().any(|c| c == controller) => Some((dir, Version::V1)),
             Kind::V2 => {
-                let name = if controller == "blkio" { "io" } else { controller };
-                dir.controllers.iter().any(|c| c == name).then_some((dir, Version::V2))
+                let name = if controller == "blkio" {
+                    "io"
+                } else {
+                    controller
+                };
+                dir.controllers
+                    .iter()
+                    .any(|c| c == name)
+                    .then_some((dir, Version::V2))
             }
             _ => None,
         })
@@ -148,10 +186,16 @@ impl GuestCgroup {
     /// Starts freezing or thawing. `Some`: poll this `cgroup.events` with [`frozen`](Self::frozen) for the end of it.
     pub(crate) fn set_frozen(&self, frozen: bool) -> Result<()> {
         if let Some(dir) = self.v2() {
-            return sys::write_at(dir, "cgroup.freeze", if frozen { "1" } else { "0" }).at("freeze", "writing cgroup.freeze");
+            return sys::write_at(dir, "cgroup.freeze", if frozen { "1" } else { "0" })
+                .at("freeze", "writing cgroup.freeze");
         }
         let (dir, _) = self.freezer()?;
-        sys::write_at(&dir.fd, "freezer.state", if frozen { "FROZEN" } else { "THAWED" }).at("freeze", "writing freezer.state")
+        sys::write_at(
+            &dir.fd,
+            "freezer.state",
+            if frozen { "FROZEN" } else { "THAWED" },
+        )
+        .at("freeze", "writing freezer.state")
     }
 
     /// Whether all tasks are frozen now.
@@ -161,23 +205,29 @@ impl GuestCgroup {
             return Ok(text.lines().any(|l| l == "frozen 1"));
         }
         let (dir, _) = self.freezer()?;
-        Ok(sys::read_at(&dir.fd, "freezer.state").at("freeze", "reading freezer.state")?.trim() == "FROZEN")
+        Ok(sys::read_at(&dir.fd, "freezer.state")
+            .at("freeze", "reading freezer.state")?
+            .trim()
+            == "FROZEN")
     }
 
     /// A descriptor that signals EPOLLPRI when `frozen` may have changed; v1 has none and is asked again.
     pub(crate) fn events(&self) -> Option<OwnedFd> {
-        self.v2().and_then(|dir| sys::openat(dir, "cgroup.events", libc::O_RDONLY, 0).ok())
+        self.v2()
+            .and_then(|dir| sys::openat(dir, "cgroup.events", libc::O_RDONLY, 0).ok())
     }
 
     fn freezer(&self) -> Result<(&Dir, Version)> {
-        self.find("freezer").ok_or_else(|| Fault::new("freeze", FaultCode::Unsupported, "the host has no freezer"))
+        self.find("freezer")
+            .ok_or_else(|| Fault::new("freeze", FaultCode::Unsupported, "the host has no freezer"))
     }
 
     /// Removes everything, children that the guest made included. All tasks must have ended or be ending.
     pub(crate) fn remove(&self) -> Result<()> {
         let mut first = Ok(());
         for dir in &self.dirs {
-            let done = remove_tree(&dir.parent, &self.name).at("cgroup", format!("removing {} ({:?})", self.name, dir.kind));
+            let done = remove_tree(&dir.parent, &self.name)
+                .at("cgroup", format!("removing {} ({:?})", self.name, dir.kind));
             first = first.and(done);
         }
         first
@@ -224,10 +274,18 @@ fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Resul
         fill_cpuset(&at, &fd)?;
     }
     let controllers = match found.kind {
-        Kind::V2 => sys::read_at(&fd, "cgroup.controllers")?.split_whitespace().map(str::to_owned).collect(),
+        Kind::V2 => sys::read_at(&fd, "cgroup.controllers")?
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect(),
         _ => Vec::new(),
     };
-    Ok(Dir { kind: found.kind.clone(), parent: at, fd, controllers })
+    Ok(Dir {
+        kind: found.kind.clone(),
+        parent: at,
+        fd,
+        controllers,
+    })
 }
 
 /// v2: passes the controllers we use on to children. One that cannot be (a threaded parent, processes in it)
@@ -242,7 +300,12 @@ fn prepare(kind: &Kind, dir: &OwnedFd) -> io::Result<()> {
         let has = |list: &str| list.split_whitespace().any(|c| c == controller);
         if has(&offered) && !has(&enabled) {
             match sys::write_at(dir, "cgroup.subtree_control", &format!("+{controller}")) {
-                Err(e) if !matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP | libc::ENOENT | libc::EINVAL)) => {
+                Err(e)
+                    if !matches!(
+                        e.raw_os_error(),
+                        Some(libc::EBUSY | libc::EOPNOTSUPP | libc::ENOENT | libc::EINVAL)
+                    ) =>
+                {
                     return Err(e);
                 }
                 _ => {}
@@ -315,7 +378,10 @@ fn end_and_empty(dir: &OwnedFd) -> io::Result<bool> {
     let killed = sys::write_at(dir, "cgroup.kill", "1").is_ok();
     // A v1-frozen task does not even die; absent in other hierarchies.
     let _ = sys::write_at(dir, "freezer.state", "THAWED");
-    for pid in sys::read_at(dir, "cgroup.procs")?.lines().filter_map(|l| l.parse::<i32>().ok()) {
+    for pid in sys::read_at(dir, "cgroup.procs")?
+        .lines()
+        .filter_map(|l| l.parse::<i32>().ok())
+    {
         busy = true;
         if !killed && let Ok(pidfd) = sys::pidfd_open(pid) {
             // It may have ended in between.

@@ -72,7 +72,10 @@ pub(crate) fn create(host: &RouteSocket, port: &PortSpec, guest_ns: &OwnedFd) ->
         let fault = Fault::io("network", &e, what("making"));
         if e.raw_os_error() == Some(libc::ENODEV) {
             let parent = port.parent.as_deref().unwrap_or("?");
-            return Fault { message: format!("nic {:?}: link {parent:?} does not exist", port.name), ..fault };
+            return Fault {
+                message: format!("nic {:?}: link {parent:?} does not exist", port.name),
+                ..fault
+            };
         }
         fault
     })?;
@@ -108,14 +111,22 @@ fn create_message(port: &PortSpec, guest_ns: &OwnedFd) -> io::Result<Message> {
     if port.kind == PortKind::Macvlan {
         let mut message = Message::new(RTM_NEWLINK, CREATE_NEW, &ifinfomsg(0, 0, 0, 0));
         guest_end(&mut message);
-        message.number(IFLA_LINK, parent.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?);
+        message.number(
+            IFLA_LINK,
+            parent.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?,
+        );
         message.nest(IFLA_LINKINFO, |m| {
             m.attribute(IFLA_INFO_KIND, b"macvlan");
-            m.nest(IFLA_INFO_DATA, |m| m.number(IFLA_MACVLAN_MODE, MACVLAN_MODE_BRIDGE));
+            m.nest(IFLA_INFO_DATA, |m| {
+                m.number(IFLA_MACVLAN_MODE, MACVLAN_MODE_BRIDGE)
+            });
         });
         return Ok(message);
     }
-    let host_name = port.host_name.as_deref().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let host_name = port
+        .host_name
+        .as_deref()
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
     let mut message = Message::new(RTM_NEWLINK, CREATE_NEW, &ifinfomsg(0, 0, UP, UP));
     message.text(IFLA_IFNAME, host_name);
     if let Some(mac) = mac(&port.host_hwaddr) {
@@ -141,7 +152,11 @@ fn create_message(port: &PortSpec, guest_ns: &OwnedFd) -> io::Result<Message> {
 
 fn isolate(host: &RouteSocket, port: &PortSpec) -> io::Result<()> {
     let index = index_of(port.host_name.as_deref().unwrap_or_default())?;
-    let mut message = Message::new(RTM_SETLINK, 0, &ifinfomsg(libc::AF_BRIDGE as u8, index, 0, 0));
+    let mut message = Message::new(
+        RTM_SETLINK,
+        0,
+        &ifinfomsg(libc::AF_BRIDGE as u8, index, 0, 0),
+    );
     message.nest(IFLA_PROTINFO, |m| m.attribute(IFLA_BRPORT_ISOLATED, &[1]));
     host.request(message)
 }
@@ -152,14 +167,31 @@ fn add_route(host: &RouteSocket, port: &PortSpec, route: &str) -> io::Result<()>
     let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
     let (address, length) = parse_prefix(route).ok_or_else(invalid)?;
     // A bridged port's routes go out of its bridge: the veth itself has no layer 3.
-    let through = if port.kind == PortKind::Bridged { &port.parent } else { &port.host_name };
+    let through = if port.kind == PortKind::Bridged {
+        &port.parent
+    } else {
+        &port.host_name
+    };
     let index = index_of(through.as_deref().ok_or_else(invalid)?)?;
     let (family, bytes) = match address {
         IpAddr::V4(a) => (libc::AF_INET as u8, a.octets().to_vec()),
         IpAddr::V6(a) => (libc::AF_INET6 as u8, a.octets().to_vec()),
     };
     let (table_main, protocol_boot, scope_link, unicast) = (254, 3, 253, 1);
-    let rtmsg = [family, length, 0, 0, table_main, protocol_boot, scope_link, unicast, 0, 0, 0, 0];
+    let rtmsg = [
+        family,
+        length,
+        0,
+        0,
+        table_main,
+        protocol_boot,
+        scope_link,
+        unicast,
+        0,
+        0,
+        0,
+        0,
+    ];
     let mut message = Message::new(RTM_NEWROUTE, CREATE_OR_REPLACE, &rtmsg);
     message.attribute(RTA_DST, &bytes);
     message.number(RTA_OIF, index);
@@ -228,7 +260,12 @@ fn parse_link(body: &[u8]) -> Option<LinkState> {
         return None;
     }
     let flags = u32_at(body, 8);
-    let mut link = LinkState { index: u32_at(body, 4), flags, up: flags & UP != 0, ..LinkState::default() };
+    let mut link = LinkState {
+        index: u32_at(body, 4),
+        flags,
+        up: flags & UP != 0,
+        ..LinkState::default()
+    };
     link.kind = match flags {
         f if f & libc::IFF_LOOPBACK as u32 != 0 => "loopback",
         f if f & libc::IFF_POINTOPOINT as u32 != 0 => "point-to-point",
@@ -257,7 +294,10 @@ fn text_of(value: &[u8]) -> String {
 
 fn parse_counters(value: &[u8]) -> LinkCounters {
     let at = |n: usize| {
-        value.get(n * 8..n * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes)
+        value
+            .get(n * 8..n * 8 + 8)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u64::from_ne_bytes)
     };
     LinkCounters {
         packets_received: at(0),
@@ -278,7 +318,11 @@ fn parse_address(body: &[u8]) -> Option<(u32, LinkAddress)> {
         return None;
     }
     let (family, prefix, scope, index) = (body[0] as i32, body[1], body[3], u32_at(body, 4));
-    let find = |wanted| attributes(&body[8..]).find(|(kind, _)| *kind == wanted).map(|(_, v)| v);
+    let find = |wanted| {
+        attributes(&body[8..])
+            .find(|(kind, _)| *kind == wanted)
+            .map(|(_, v)| v)
+    };
     // On a point-to-point link IFA_ADDRESS is the other side.
     let value = find(IFA_LOCAL).or_else(|| find(IFA_ADDRESS))?;
     let (family, address) = match family {

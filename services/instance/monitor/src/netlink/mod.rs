@@ -68,7 +68,8 @@ impl Message {
     }
 
     pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) {
-        self.0.extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
+        self.0
+            .extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
         self.raw(value);
     }
@@ -110,7 +111,11 @@ impl RouteSocket {
     pub(crate) fn open() -> io::Result<RouteSocket> {
         // SAFETY: plain integers.
         let fd = sys::own(unsafe {
-            libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE)
+            libc::socket(
+                libc::AF_NETLINK,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                libc::NETLINK_ROUTE,
+            )
         })?;
         sys::socket::receive_timeout(&fd, 5)?;
         Ok(RouteSocket(fd))
@@ -152,7 +157,11 @@ impl RouteSocket {
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
         // SAFETY: bytes live over the call; without an address the kernel is the receiver.
         let n = unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
-        if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if n < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// Feeds replies to `more` until it says stop.
@@ -186,7 +195,9 @@ fn error_of(body: &[u8]) -> io::Result<()> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+    bytes
+        .get(at..at + 4)
+        .map_or(0, |b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 /// (type without flags, value) of each attribute.
@@ -212,16 +223,31 @@ mod tests {
 
     #[test]
     fn macs() {
-        assert_eq!(parse_mac("00:16:3e:aB:00:01"), Some([0, 0x16, 0x3e, 0xab, 0, 1]));
-        for bad in ["", "00:16:3e:ab:00", "00:16:3e:ab:00:01:02", "0:16:3e:ab:00:01", "+0:16:3e:ab:00:01"] {
+        assert_eq!(
+            parse_mac("00:16:3e:aB:00:01"),
+            Some([0, 0x16, 0x3e, 0xab, 0, 1])
+        );
+        for bad in [
+            "",
+            "00:16:3e:ab:00",
+            "00:16:3e:ab:00:01:02",
+            "0:16:3e:ab:00:01",
+            "+0:16:3e:ab:00:01",
+        ] {
             assert_eq!(parse_mac(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn prefixes() {
-        assert_eq!(parse_prefix("10.0.0.0/8"), Some(("10.0.0.0".parse().unwrap(), 8)));
-        assert_eq!(parse_prefix("fd00::1"), Some(("fd00::1".parse().unwrap(), 128)));
+        assert_eq!(
+            parse_prefix("10.0.0.0/8"),
+            Some(("10.0.0.0".parse().unwrap(), 8))
+        );
+        assert_eq!(
+            parse_prefix("fd00::1"),
+            Some(("fd00::1".parse().unwrap(), 128))
+        );
         for bad in ["10.0.0.0/33", "10.0.0/8", "x", "fd00::/129", "1.2.3.4/"] {
             assert_eq!(parse_prefix(bad), None, "{bad}");
         }

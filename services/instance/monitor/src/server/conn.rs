@@ -106,11 +106,21 @@ impl Conn {
         self.send(poller, &FromMonitor::Event(event), payload, Vec::new());
     }
 
-    fn send(&mut self, poller: &Poller, message: &FromMonitor, payload: &[u8], fds: Vec<Rc<OwnedFd>>) {
+    fn send(
+        &mut self,
+        poller: &Poller,
+        message: &FromMonitor,
+        payload: &[u8],
+        fds: Vec<Rc<OwnedFd>>,
+    ) {
         match frame::encode(message, payload) {
             Ok(bytes) => {
                 self.queued += bytes.len();
-                self.queue.push_back(Outgoing { bytes, sent: 0, fds });
+                self.queue.push_back(Outgoing {
+                    bytes,
+                    sent: 0,
+                    fds,
+                });
                 self.flush(poller);
             }
             Err(e) => {

@@ -32,8 +32,10 @@ pub(super) struct Console {
 
 impl Console {
     pub(super) fn new(log_dir: &OwnedFd) -> Result<Console> {
-        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_TRUNC | libc::O_NOFOLLOW;
-        let log = sys::openat(log_dir, "console.log", flags, 0o600).at("console", "opening console.log")?;
+        let flags =
+            libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_TRUNC | libc::O_NOFOLLOW;
+        let log = sys::openat(log_dir, "console.log", flags, 0o600)
+            .at("console", "opening console.log")?;
         Ok(Console {
             ring: Ring::new(CONSOLE_RING),
             log: File::from(log),
@@ -49,7 +51,9 @@ impl Console {
     pub(super) fn begin(&mut self, poller: &Poller, master: &OwnedFd) -> Result<()> {
         let copy = master.try_clone().at("console", "keeping the terminal")?;
         let mut master = Watched::new(copy, Token::Console.raw());
-        master.watch(poller, IN).at("console", "watching the terminal")?;
+        master
+            .watch(poller, IN)
+            .at("console", "watching the terminal")?;
         self.master = Some(master);
         Ok(())
     }
@@ -80,7 +84,9 @@ impl Console {
 
     /// Whether the terminal is still of use.
     fn take_output(&mut self) -> bool {
-        let Some(master) = &self.master else { return false };
+        let Some(master) = &self.master else {
+            return false;
+        };
         let mut buffer = [0; 16 << 10];
         // Bounded: a guest that floods its console leaves others their turn.
         for _ in 0..4 {
@@ -98,7 +104,9 @@ impl Console {
     }
 
     fn give_input(&mut self) -> bool {
-        let Some(master) = &self.master else { return false };
+        let Some(master) = &self.master else {
+            return false;
+        };
         while !self.input.is_empty() {
             match sys::write(master, &self.input) {
                 Ok(n) => drop(self.input.drain(..n)),
@@ -123,16 +131,24 @@ fn write_log(log: &mut File, bytes: &[u8], ring: &Ring) {
     let long = log.metadata().is_ok_and(|m| m.len() > LONGEST_LOG);
     // A full disk must not stop a guest: the ring has the bytes, too.
     let _ = match long {
-        true => log.set_len(0).and_then(|()| log.write_all(&ring.read(ring.base(), CONSOLE_RING))),
+        true => log
+            .set_len(0)
+            .and_then(|()| log.write_all(&ring.read(ring.base(), CONSOLE_RING))),
         false => log.write_all(bytes),
     };
 }
 
 /// TIOCSWINSZ.
 pub(super) fn set_size(terminal: &impl std::os::fd::AsFd, size: PtySize) -> std::io::Result<()> {
-    let size = libc::winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = libc::winsize {
+        ws_row: size.rows,
+        ws_col: size.cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: the ioctl reads one winsize.
-    sys::check(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &size) }).map(|_| ())
+    sys::check(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &size) })
+        .map(|_| ())
 }
 
 impl Monitor {
@@ -154,18 +170,27 @@ impl Monitor {
     }
 
     pub(super) fn send_console(&mut self) {
-        let Some(number) = self.console.attached else { return };
+        let Some(number) = self.console.attached else {
+            return;
+        };
         // A client slower than the ring loses the oldest, as on a real terminal.
         self.console.sent = self.console.sent.max(self.console.ring.base());
         while self.console.sent < self.console.ring.end() {
-            let Some(conn) = self.conns.get_mut(&number).filter(|c| c.has_room()) else { return };
+            let Some(conn) = self.conns.get_mut(&number).filter(|c| c.has_room()) else {
+                return;
+            };
             let bytes = self.console.ring.read(self.console.sent, CHUNK);
             self.console.sent += bytes.len() as u64;
             conn.event(&self.poller, Event::ConsoleOutput, &bytes);
         }
     }
 
-    pub(super) fn attach_console(&mut self, asker: Asker, force: bool, size: Option<PtySize>) -> Result<Reply> {
+    pub(super) fn attach_console(
+        &mut self,
+        asker: Asker,
+        force: bool,
+        size: Option<PtySize>,
+    ) -> Result<Reply> {
         match self.console.attached {
             Some(other) if other != asker.conn && !force => {
                 return Err(wrong_state("the console is in use"));
@@ -188,7 +213,9 @@ impl Monitor {
 
     pub(super) fn console_input(&mut self, asker: Asker, bytes: &[u8]) -> Result<Reply> {
         if self.console.attached != Some(asker.conn) {
-            return Err(wrong_state("the console is not attached to this connection"));
+            return Err(wrong_state(
+                "the console is not attached to this connection",
+            ));
         }
         if self.console.input.len() + bytes.len() > LONGEST_INPUT {
             return Err(wrong_state("the guest does not read its console"));

@@ -12,7 +12,8 @@ use super::watch::{Token, Watched};
 use super::{Asker, Monitor, invalid, not_found, wrong_state};
 use crate::error::{AtStage, Fault, FaultCode, Result};
 use crate::protocol::{
-    CHUNK, EXEC_LINGER_SECONDS, EXEC_WINDOW, Event, ExecState, ExitStatus, PtySize, Reply, StartExec, Stream,
+    CHUNK, EXEC_LINGER_SECONDS, EXEC_WINDOW, Event, ExecState, ExitStatus, PtySize, Reply,
+    StartExec, Stream,
 };
 use crate::ring::Ring;
 use crate::spec::IdKind;
@@ -41,7 +42,10 @@ pub(super) struct Exec {
 
 enum Phase {
     /// Not executed yet; who wants to know.
-    Starting { status: Watched, waiting: Vec<Asker> },
+    Starting {
+        status: Watched,
+        waiting: Vec<Asker>,
+    },
     Running,
 }
 
@@ -65,7 +69,11 @@ struct Stdin {
 
 impl Output {
     fn new(fd: Option<Watched>) -> Output {
-        Output { fd, ring: Ring::new(EXEC_WINDOW), sent: 0 }
+        Output {
+            fd,
+            ring: Ring::new(EXEC_WINDOW),
+            sent: 0,
+        }
     }
 
     /// Reads while there is data and room. `exited`: the program has ended, so "nothing now" is "nothing more".
@@ -184,7 +192,14 @@ impl Monitor {
             let (exec_id, pid) = (start.exec_id, exec.child.pid);
             match &mut exec.phase {
                 Phase::Starting { waiting, .. } => waiting.push(asker),
-                Phase::Running => self.answer(asker, Ok(Reply::ExecStarted { exec_id, pid, already: true })),
+                Phase::Running => self.answer(
+                    asker,
+                    Ok(Reply::ExecStarted {
+                        exec_id,
+                        pid,
+                        already: true,
+                    }),
+                ),
             }
             return;
         }
@@ -201,9 +216,16 @@ impl Monitor {
         if start.argv.first().is_none_or(|a| a.is_empty()) || start.exec_id.is_empty() {
             return Err(invalid("exec_id or argv is empty"));
         }
-        let unmapped = |what: &str, id: u32| invalid(format!("{what} {id} is not mapped in the guest"));
-        let uid = self.spec.host_id(IdKind::Uid, start.uid).ok_or_else(|| unmapped("uid", start.uid))?;
-        let gid = self.spec.host_id(IdKind::Gid, start.gid).ok_or_else(|| unmapped("gid", start.gid))?;
+        let unmapped =
+            |what: &str, id: u32| invalid(format!("{what} {id} is not mapped in the guest"));
+        let uid = self
+            .spec
+            .host_id(IdKind::Uid, start.uid)
+            .ok_or_else(|| unmapped("uid", start.uid))?;
+        let gid = self
+            .spec
+            .host_id(IdKind::Gid, start.gid)
+            .ok_or_else(|| unmapped("gid", start.gid))?;
         let Stdio { ours, theirs } = match start.pty {
             Some(size) => self.make_terminal(size, uid)?,
             None => make_pipes(start.stdin, uid, gid)?,
@@ -225,17 +247,28 @@ impl Monitor {
         self.watch_exec(asker, start, child, status, ours)
     }
 
-    fn watch_exec(&mut self, asker: Asker, start: &StartExec, child: sys::Child, status: OwnedFd, ours: [Option<OwnedFd>; 3]) -> Result<()> {
+    fn watch_exec(
+        &mut self,
+        asker: Asker,
+        start: &StartExec,
+        child: sys::Child,
+        status: OwnedFd,
+        ours: [Option<OwnedFd>; 3],
+    ) -> Result<()> {
         let serial = self.next_serial();
         let [stdin, stdout, stderr] = ours;
-        let watched = |fd: Option<OwnedFd>, token: Token| fd.map(|fd| Watched::new(fd, token.raw()));
+        let watched =
+            |fd: Option<OwnedFd>, token: Token| fd.map(|fd| Watched::new(fd, token.raw()));
         let mut status = Watched::new(status, Token::ExecStatus(serial).raw());
         let mut outputs = [
             Output::new(watched(stdout, Token::ExecStdout(serial))),
             Output::new(watched(stderr, Token::ExecStderr(serial))),
         ];
         let watching = status.watch(&self.poller, IN).and_then(|()| {
-            outputs.iter_mut().filter_map(|o| o.fd.as_mut()).try_for_each(|fd| fd.watch(&self.poller, IN))
+            outputs
+                .iter_mut()
+                .filter_map(|o| o.fd.as_mut())
+                .try_for_each(|fd| fd.watch(&self.poller, IN))
         });
         if let Err(e) = watching {
             let _ = sys::pidfd_signal(&child.pidfd, libc::SIGKILL);
@@ -244,7 +277,10 @@ impl Monitor {
         let exec = Exec {
             serial,
             child,
-            phase: Phase::Starting { status, waiting: vec![asker] },
+            phase: Phase::Starting {
+                status,
+                waiting: vec![asker],
+            },
             status: None,
             started_at_ms: sys::now_ms(),
             ended_at: None,
@@ -252,7 +288,10 @@ impl Monitor {
             told_exit: false,
             is_pty: start.pty.is_some(),
             outputs,
-            stdin: Stdin { fd: watched(stdin, Token::ExecStdin(serial)), ..Stdin::default() },
+            stdin: Stdin {
+                fd: watched(stdin, Token::ExecStdin(serial)),
+                ..Stdin::default()
+            },
         };
         self.execs.insert(start.exec_id.clone(), exec);
         Ok(())
@@ -272,7 +311,8 @@ impl Monitor {
 
     /// Born in the guest's pid namespace and cgroup2 directory: one fork, no move.
     fn clone_into_guest(&self) -> Result<Option<sys::Child>> {
-        sys::setns(&self.run.init.pidfd, libc::CLONE_NEWPID).at("exec", "taking the guest's pid namespace")?;
+        sys::setns(&self.run.init.pidfd, libc::CLONE_NEWPID)
+            .at("exec", "taking the guest's pid namespace")?;
         let mut cloned = sys::clone3(0, self.run.cgroup.v2());
         if matches!(&cloned, Err(e) if e.raw_os_error() == Some(libc::EBUSY)) {
             // The guest's init enabled controllers in its root, which may hold no processes then.
@@ -287,28 +327,45 @@ impl Monitor {
         }
         if let Err(e) = sys::setns(&self.pidns, libc::CLONE_NEWPID) {
             // Every later child (the next run's init) would be born in the old guest.
-            crate::log::line(format_args!("cannot return to the host's pid namespace: {e}"));
+            crate::log::line(format_args!(
+                "cannot return to the host's pid namespace: {e}"
+            ));
             sys::exit_now(1);
         }
         cloned.at("exec", "clone3")
     }
 
     fn exec_by_serial(&mut self, serial: u64) -> Option<(String, &mut Exec)> {
-        self.execs.iter_mut().find(|(_, e)| e.serial == serial).map(|(id, e)| (id.clone(), e))
+        self.execs
+            .iter_mut()
+            .find(|(_, e)| e.serial == serial)
+            .map(|(id, e)| (id.clone(), e))
     }
 
     /// A fault, or the close by the exec: it runs.
     pub(super) fn on_exec_status(&mut self, serial: u64) {
-        let Some((exec_id, exec)) = self.exec_by_serial(serial) else { return };
-        let Phase::Starting { status, waiting } = &mut exec.phase else { return };
+        let Some((exec_id, exec)) = self.exec_by_serial(serial) else {
+            return;
+        };
+        let Phase::Starting { status, waiting } = &mut exec.phase else {
+            return;
+        };
         let mut message = vec![0; 8 << 10];
         let received = sys::socket::receive(&*status, &mut message, libc::MSG_DONTWAIT);
         let waiting = std::mem::take(waiting);
         let pid = exec.child.pid;
         let result = match received {
-            Ok((0, _)) => Ok(Reply::ExecStarted { exec_id: exec_id.clone(), pid, already: false }),
+            Ok((0, _)) => Ok(Reply::ExecStarted {
+                exec_id: exec_id.clone(),
+                pid,
+                already: false,
+            }),
             Ok((n, _)) if message[0] == b'E' => Err(start::parse_fault(&message[1..n])),
-            Ok(_) => Err(Fault::new("exec", FaultCode::State, "the child said something unknown")),
+            Ok(_) => Err(Fault::new(
+                "exec",
+                FaultCode::State,
+                "the child said something unknown",
+            )),
             Err(e) => Err(Fault::io("exec", &e, "hearing the child")),
         };
         if result.is_ok() {
@@ -340,19 +397,33 @@ impl Monitor {
         if exec.stdin.drain(poller) {
             let (id, offset, conn) = (id.clone(), exec.stdin.accepted, exec.attached);
             if let Some(conn) = conn {
-                self.tell(conn, Event::ExecStdinAccepted { exec_id: id, offset }, &[]);
+                self.tell(
+                    conn,
+                    Event::ExecStdinAccepted {
+                        exec_id: id,
+                        offset,
+                    },
+                    &[],
+                );
             }
         }
     }
 
     /// Whether the reaped child is an exec.
     pub(super) fn exec_ended(&mut self, pid: i32, raw: i32) -> bool {
-        let found = self.execs.iter().find(|(_, e)| e.child.pid == pid && e.status.is_none());
-        let Some((id, serial)) = found.map(|(id, e)| (id.clone(), e.serial)) else { return false };
+        let found = self
+            .execs
+            .iter()
+            .find(|(_, e)| e.child.pid == pid && e.status.is_none());
+        let Some((id, serial)) = found.map(|(id, e)| (id.clone(), e.serial)) else {
+            return false;
+        };
         // Its exec (or fault) came before its end.
         self.on_exec_status(serial);
         let poller = &self.poller;
-        let Some(exec) = self.execs.get_mut(&id) else { return true };
+        let Some(exec) = self.execs.get_mut(&id) else {
+            return true;
+        };
         exec.status = Some(sys::exit_status(raw));
         exec.ended_at = Some(Instant::now());
         let is_pty = exec.is_pty;
@@ -370,7 +441,9 @@ impl Monitor {
         let ids: Vec<String> = self.execs.keys().cloned().collect();
         for id in ids {
             let poller = &self.poller;
-            let Some(exec) = self.execs.get_mut(&id) else { continue };
+            let Some(exec) = self.execs.get_mut(&id) else {
+                continue;
+            };
             exec.status.get_or_insert(ExitStatus::Signal(libc::SIGKILL));
             exec.ended_at.get_or_insert_with(Instant::now);
             for output in &mut exec.outputs {
@@ -382,13 +455,21 @@ impl Monitor {
 
     /// Sends new output to the attached client, and the exit once all of it was sent.
     pub(super) fn send_output(&mut self, id: &str) {
-        let Some(exec) = self.execs.get_mut(id) else { return };
+        let Some(exec) = self.execs.get_mut(id) else {
+            return;
+        };
         let Some(number) = exec.attached else { return };
         for (output, stream) in exec.outputs.iter_mut().zip(STREAMS) {
             while output.sent < output.ring.end() {
-                let Some(conn) = self.conns.get_mut(&number).filter(|c| c.has_room()) else { return };
+                let Some(conn) = self.conns.get_mut(&number).filter(|c| c.has_room()) else {
+                    return;
+                };
                 let bytes = output.ring.read(output.sent, CHUNK);
-                let event = Event::ExecOutput { exec_id: id.to_owned(), stream, offset: output.sent };
+                let event = Event::ExecOutput {
+                    exec_id: id.to_owned(),
+                    stream,
+                    offset: output.sent,
+                };
                 output.sent += bytes.len() as u64;
                 conn.event(&self.poller, event, &bytes);
             }
@@ -396,7 +477,16 @@ impl Monitor {
         if let (true, false, Some(status)) = (exec.finished(), exec.told_exit, exec.status) {
             exec.told_exit = true;
             let [stdout_end, stderr_end] = [0, 1].map(|n| exec.outputs[n].ring.end());
-            self.tell(number, Event::ExecExited { exec_id: id.to_owned(), status, stdout_end, stderr_end }, &[]);
+            self.tell(
+                number,
+                Event::ExecExited {
+                    exec_id: id.to_owned(),
+                    status,
+                    stdout_end,
+                    stderr_end,
+                },
+                &[],
+            );
         }
     }
 
@@ -410,17 +500,27 @@ impl Monitor {
     }
 
     fn try_attach(&mut self, asker: Asker, id: &str, offsets: [u64; 2]) -> Result<Reply> {
-        let exec = self.execs.get_mut(id).ok_or_else(|| not_found("exec", id))?;
+        let exec = self
+            .execs
+            .get_mut(id)
+            .ok_or_else(|| not_found("exec", id))?;
         for (output, offset) in exec.outputs.iter().zip(offsets) {
             if offset < output.ring.base() || offset > output.ring.end() {
-                let text = format!("offset {offset} is outside {}..={}", output.ring.base(), output.ring.end());
+                let text = format!(
+                    "offset {offset} is outside {}..={}",
+                    output.ring.base(),
+                    output.ring.end()
+                );
                 return Err(Fault::new("exec", FaultCode::OffsetGone, text));
             }
         }
         for (output, offset) in exec.outputs.iter_mut().zip(offsets) {
             output.sent = offset;
         }
-        let earlier = exec.attached.replace(asker.conn).filter(|c| *c != asker.conn);
+        let earlier = exec
+            .attached
+            .replace(asker.conn)
+            .filter(|c| *c != asker.conn);
         exec.told_exit = false;
         let reply = Reply::ExecAttached {
             exec_id: id.to_owned(),
@@ -430,13 +530,22 @@ impl Monitor {
             stderr_offset: offsets[1],
         };
         if let Some(earlier) = earlier {
-            self.tell(earlier, Event::ExecDetached { exec_id: id.to_owned() }, &[]);
+            self.tell(
+                earlier,
+                Event::ExecDetached {
+                    exec_id: id.to_owned(),
+                },
+                &[],
+            );
         }
         Ok(reply)
     }
 
     pub(super) fn detach_exec(&mut self, asker: Asker, id: &str) -> Result<Reply> {
-        let exec = self.execs.get_mut(id).ok_or_else(|| not_found("exec", id))?;
+        let exec = self
+            .execs
+            .get_mut(id)
+            .ok_or_else(|| not_found("exec", id))?;
         if exec.attached == Some(asker.conn) {
             exec.attached = None;
         }
@@ -444,7 +553,10 @@ impl Monitor {
     }
 
     pub(super) fn ack_exec(&mut self, id: &str, offsets: [u64; 2]) -> Result<Reply> {
-        let exec = self.execs.get_mut(id).ok_or_else(|| not_found("exec", id))?;
+        let exec = self
+            .execs
+            .get_mut(id)
+            .ok_or_else(|| not_found("exec", id))?;
         let exited = exec.status.is_some() && !exec.is_pty;
         for (output, offset) in exec.outputs.iter_mut().zip(offsets) {
             // What was not sent cannot have been taken.
@@ -455,16 +567,32 @@ impl Monitor {
         Ok(Reply::Done)
     }
 
-    pub(super) fn exec_stdin(&mut self, id: &str, offset: u64, eof: bool, bytes: &[u8]) -> Result<Reply> {
-        let exec = self.execs.get_mut(id).ok_or_else(|| not_found("exec", id))?;
+    pub(super) fn exec_stdin(
+        &mut self,
+        id: &str,
+        offset: u64,
+        eof: bool,
+        bytes: &[u8],
+    ) -> Result<Reply> {
+        let exec = self
+            .execs
+            .get_mut(id)
+            .ok_or_else(|| not_found("exec", id))?;
         let stdin = &mut exec.stdin;
         if offset > stdin.received {
-            return Err(invalid(format!("stdin from {offset}, but only {} came before", stdin.received)));
+            return Err(invalid(format!(
+                "stdin from {offset}, but only {} came before",
+                stdin.received
+            )));
         }
         // A resend after a reconnect: what came before is dropped.
-        let new = bytes.get((stdin.received - offset) as usize..).unwrap_or_default();
+        let new = bytes
+            .get((stdin.received - offset) as usize..)
+            .unwrap_or_default();
         if stdin.queue.len() + new.len() > EXEC_WINDOW {
-            return Err(wrong_state("more stdin than the program took; wait for exec_stdin_accepted"));
+            return Err(wrong_state(
+                "more stdin than the program took; wait for exec_stdin_accepted",
+            ));
         }
         if stdin.eof && !new.is_empty() {
             return Err(wrong_state("stdin after its end"));
@@ -479,7 +607,10 @@ impl Monitor {
     }
 
     pub(super) fn resize_exec(&mut self, id: &str, rows: u16, cols: u16) -> Result<Reply> {
-        let exec = self.execs.get_mut(id).ok_or_else(|| not_found("exec", id))?;
+        let exec = self
+            .execs
+            .get_mut(id)
+            .ok_or_else(|| not_found("exec", id))?;
         match (&exec.outputs[0].fd, exec.is_pty) {
             (Some(terminal), true) => {
                 set_size(terminal, PtySize { rows, cols }).at("exec", "resizing")?;
@@ -503,7 +634,10 @@ impl Monitor {
     }
 
     pub(super) fn exec_state(&self, id: &str) -> Result<ExecState> {
-        self.execs.get(id).map(|e| e.state(id)).ok_or_else(|| not_found("exec", id))
+        self.execs
+            .get(id)
+            .map(|e| e.state(id))
+            .ok_or_else(|| not_found("exec", id))
     }
 
     pub(super) fn exec_states(&self) -> Vec<ExecState> {
@@ -520,11 +654,17 @@ impl Monitor {
     }
 
     pub(super) fn exec_deadlines(&mut self, now: Instant) {
-        let due: Vec<String> =
-            self.execs.iter().filter(|(_, e)| e.deadline().is_some_and(|d| d <= now)).map(|(id, _)| id.clone()).collect();
+        let due: Vec<String> = self
+            .execs
+            .iter()
+            .filter(|(_, e)| e.deadline().is_some_and(|d| d <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in due {
             let poller = &self.poller;
-            let Some(exec) = self.execs.get_mut(&id) else { continue };
+            let Some(exec) = self.execs.get_mut(&id) else {
+                continue;
+            };
             if exec.is_pty && exec.outputs[0].fd.is_some() {
                 exec.outputs[0].fill(poller, true);
                 self.send_output(&id);
@@ -548,6 +688,13 @@ fn make_pipes(with_stdin: bool, uid: u32, gid: u32) -> Result<Stdio> {
     for fd in [&our_stdin, &our_stdout, &our_stderr] {
         sys::set_nonblocking(fd).at("exec", "making a pipe non-blocking")?;
     }
-    let ours = [with_stdin.then_some(our_stdin), Some(our_stdout), Some(our_stderr)];
-    Ok(Stdio { ours, theirs: [stdin, stdout, stderr] })
+    let ours = [
+        with_stdin.then_some(our_stdin),
+        Some(our_stdout),
+        Some(our_stderr),
+    ];
+    Ok(Stdio {
+        ours,
+        theirs: [stdin, stdout, stderr],
+    })
 }

@@ -36,7 +36,13 @@ pub(super) fn run(context: ExecContext<'_>) -> ! {
 }
 
 fn become_program(context: &ExecContext<'_>) -> Result<std::convert::Infallible> {
-    let ExecContext { spec, start, init, tasks, .. } = context;
+    let ExecContext {
+        spec,
+        start,
+        init,
+        tasks,
+        ..
+    } = context;
     // Until the exec nobody in the guest may look into this copy of the monitor.
     sys::prctl(libc::PR_SET_DUMPABLE, 0).at("exec", "PR_SET_DUMPABLE")?;
     child::join_tasks(tasks)?;
@@ -47,14 +53,26 @@ fn become_program(context: &ExecContext<'_>) -> Result<std::convert::Infallible>
     }
     // Opened while /proc is the host's.
     let label = match &spec.apparmor_profile {
-        Some(_) => Some(sys::open("/proc/thread-self/attr/apparmor/exec", libc::O_WRONLY).at("apparmor", "opening the label")?),
+        Some(_) => Some(
+            sys::open("/proc/thread-self/attr/apparmor/exec", libc::O_WRONLY)
+                .at("apparmor", "opening the label")?,
+        ),
         None => None,
     };
-    let userns = if spec.privileged { 0 } else { libc::CLONE_NEWUSER };
-    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
+    let userns = if spec.privileged {
+        0
+    } else {
+        libc::CLONE_NEWUSER
+    };
+    let namespaces = libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP;
     sys::setns(init, namespaces | userns).at("exec", "entering the guest")?;
     if let (Some(label), Some(profile)) = (&label, &spec.apparmor_profile) {
-        sys::write_whole(label, format!("exec {profile}").as_bytes()).at("apparmor", format!("taking profile {profile}"))?;
+        sys::write_whole(label, format!("exec {profile}").as_bytes())
+            .at("apparmor", format!("taking profile {profile}"))?;
     }
     take_stdio(context)?;
     let cwd = start.cwd.as_deref().unwrap_or("/");
@@ -76,7 +94,8 @@ fn take_stdio(context: &ExecContext<'_>) -> Result<()> {
     sys::check(unsafe { libc::setsid() }).at("exec", "setsid")?;
     if context.start.pty.is_some() {
         // SAFETY: plain integers.
-        sys::check(unsafe { libc::ioctl(context.stdio[0].as_raw_fd(), libc::TIOCSCTTY, 0) }).at("exec", "TIOCSCTTY")?;
+        sys::check(unsafe { libc::ioctl(context.stdio[0].as_raw_fd(), libc::TIOCSCTTY, 0) })
+            .at("exec", "TIOCSCTTY")?;
     }
     for (number, fd) in context.stdio.iter().enumerate() {
         sys::dup2(fd.as_raw_fd(), number as i32).at("exec", "taking stdio")?;
@@ -91,11 +110,26 @@ fn look_up_and_execute(start: &StartExec) -> Fault {
     if command.contains('/') {
         return fault_of(command, &child::execute(command, &start.argv, &start.env));
     }
-    let path = start.env.iter().find(|(k, _)| k == "PATH").map_or(PATH, |(_, v)| v);
-    let mut result = Fault::new("exec", FaultCode::CommandNotFound, format!("{command}: command not found"));
+    let path = start
+        .env
+        .iter()
+        .find(|(k, _)| k == "PATH")
+        .map_or(PATH, |(_, v)| v);
+    let mut result = Fault::new(
+        "exec",
+        FaultCode::CommandNotFound,
+        format!("{command}: command not found"),
+    );
     for dir in path.split(':') {
-        let candidate = if dir.is_empty() { format!("./{command}") } else { format!("{dir}/{command}") };
-        let fault = fault_of(command, &child::execute(&candidate, &start.argv, &start.env));
+        let candidate = if dir.is_empty() {
+            format!("./{command}")
+        } else {
+            format!("{dir}/{command}")
+        };
+        let fault = fault_of(
+            command,
+            &child::execute(&candidate, &start.argv, &start.env),
+        );
         match fault.code {
             FaultCode::CommandNotFound => {}
             FaultCode::CommandNotExecutable if fault.errno == libc::EACCES => result = fault,
@@ -109,9 +143,9 @@ fn fault_of(command: &str, error: &std::io::Error) -> Fault {
     let fault = Fault::io("exec", error, format!("executing {command}"));
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => fault.with_code(FaultCode::CommandNotFound),
-        Some(libc::EACCES | libc::ENOEXEC | libc::EPERM | libc::EISDIR | libc::ELOOP | libc::ETXTBSY) => {
-            fault.with_code(FaultCode::CommandNotExecutable)
-        }
+        Some(
+            libc::EACCES | libc::ENOEXEC | libc::EPERM | libc::EISDIR | libc::ELOOP | libc::ETXTBSY,
+        ) => fault.with_code(FaultCode::CommandNotExecutable),
         _ => fault,
     }
 }

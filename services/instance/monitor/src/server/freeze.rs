@@ -30,7 +30,10 @@ enum Phase {
     #[default]
     Thawed,
     /// Since when, and when to look again (v1).
-    Freezing { until: Instant, look_at: Option<Instant> },
+    Freezing {
+        until: Instant,
+        look_at: Option<Instant>,
+    },
     Frozen,
 }
 
@@ -84,12 +87,17 @@ impl Monitor {
         self.freeze.events = match events {
             Some(fd) => {
                 let mut watched = Watched::new(fd, Token::Freeze.raw());
-                watched.watch(&self.poller, PRI).at("freeze", "watching cgroup.events")?;
+                watched
+                    .watch(&self.poller, PRI)
+                    .at("freeze", "watching cgroup.events")?;
                 Some(watched)
             }
             None => None,
         };
-        self.freeze.phase = Phase::Freezing { until: now + PATIENCE, look_at };
+        self.freeze.phase = Phase::Freezing {
+            until: now + PATIENCE,
+            look_at,
+        };
         self.run.cgroup.set_frozen(true)?;
         self.check_frozen();
         Ok(())
@@ -104,7 +112,9 @@ impl Monitor {
                 crate::log::line(format_args!("reading cgroup.events: {e}"));
             }
         }
-        let Phase::Freezing { until, .. } = self.freeze.phase else { return };
+        let Phase::Freezing { until, .. } = self.freeze.phase else {
+            return;
+        };
         match self.run.cgroup.frozen() {
             Ok(true) => {
                 self.freeze.phase = Phase::Frozen;
@@ -113,7 +123,11 @@ impl Monitor {
                 self.announce(&Event::Frozen);
             }
             Ok(false) => {
-                let look_at = self.freeze.events.is_none().then(|| Instant::now() + V1_TICK);
+                let look_at = self
+                    .freeze
+                    .events
+                    .is_none()
+                    .then(|| Instant::now() + V1_TICK);
                 self.freeze.phase = Phase::Freezing { until, look_at };
             }
             Err(fault) => self.give_up_freezing(&fault),
@@ -150,7 +164,10 @@ impl Monitor {
     }
 
     pub(super) fn thaw(&mut self, holder: &str) -> Result<Reply> {
-        self.freeze.holders.remove(holder).ok_or_else(|| not_found("freeze holder", holder))?;
+        self.freeze
+            .holders
+            .remove(holder)
+            .ok_or_else(|| not_found("freeze holder", holder))?;
         self.thaw_if_unheld();
         Ok(Reply::Done)
     }

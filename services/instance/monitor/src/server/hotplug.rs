@@ -32,9 +32,15 @@ pub(super) struct Helper {
 
 /// What a helper does inside the guest.
 enum Work<'a> {
-    Attach { tree: &'a OwnedFd, path: &'a str },
+    Attach {
+        tree: &'a OwnedFd,
+        path: &'a str,
+    },
     /// Unmounts; removes the empty file that was its mount point as well.
-    Detach { path: &'a str, unlink: bool },
+    Detach {
+        path: &'a str,
+        unlink: bool,
+    },
 }
 
 /// What is recorded once it worked.
@@ -55,19 +61,42 @@ impl Monitor {
         disk.validate(self.spec.privileged)?;
         refuse_frozen(&self.freeze)?;
         if self.spec.mounts.iter().any(|m| m.name == disk.name) {
-            return Err(Fault::new("mounts", FaultCode::Exists, format!("disk {:?} is there already", disk.name)));
+            return Err(Fault::new(
+                "mounts",
+                FaultCode::Exists,
+                format!("disk {:?} is there already", disk.name),
+            ));
         }
         let idmapped = disk.attachment.needs_idmap(self.spec.privileged);
         let tree = open_attachment(&disk.attachment, idmapped.then_some(&self.run.userns))?;
         let path = disk.target.clone();
-        self.begin_helper(asker, Work::Attach { tree: &tree, path: &path }, Then::Mounted(disk))
+        self.begin_helper(
+            asker,
+            Work::Attach {
+                tree: &tree,
+                path: &path,
+            },
+            Then::Mounted(disk),
+        )
     }
 
     pub(super) fn remove_mount(&mut self, asker: Asker, name: &str) {
         let begun = refuse_frozen(&self.freeze).and_then(|()| {
-            let disk = self.spec.mounts.iter().find(|m| m.name == name).ok_or_else(|| not_found("disk", name))?;
+            let disk = self
+                .spec
+                .mounts
+                .iter()
+                .find(|m| m.name == name)
+                .ok_or_else(|| not_found("disk", name))?;
             let path = disk.target.clone();
-            self.begin_helper(asker, Work::Detach { path: &path, unlink: false }, Then::Unmounted(name.to_owned()))
+            self.begin_helper(
+                asker,
+                Work::Detach {
+                    path: &path,
+                    unlink: false,
+                },
+                Then::Unmounted(name.to_owned()),
+            )
         });
         self.answer_fault(asker, begun);
     }
@@ -81,21 +110,44 @@ impl Monitor {
         device.validate()?;
         refuse_frozen(&self.freeze)?;
         if self.spec.devices.iter().any(|d| d.name == device.name) {
-            return Err(Fault::new("devices", FaultCode::Exists, format!("device {:?} is there already", device.name)));
+            return Err(Fault::new(
+                "devices",
+                FaultCode::Exists,
+                format!("device {:?} is there already", device.name),
+            ));
         }
         let node = prepare::device_node(&self.spec, &self.host.devices_dir, &device)?;
         let mut all = self.spec.devices.clone();
         all.push(device.clone());
         self.allow_devices(&all)?;
         let path = device.path.clone();
-        self.begin_helper(asker, Work::Attach { tree: &node, path: &path }, Then::DeviceAdded(device))
+        self.begin_helper(
+            asker,
+            Work::Attach {
+                tree: &node,
+                path: &path,
+            },
+            Then::DeviceAdded(device),
+        )
     }
 
     pub(super) fn remove_device(&mut self, asker: Asker, name: &str) {
         let begun = refuse_frozen(&self.freeze).and_then(|()| {
-            let device = self.spec.devices.iter().find(|d| d.name == name).ok_or_else(|| not_found("device", name))?;
+            let device = self
+                .spec
+                .devices
+                .iter()
+                .find(|d| d.name == name)
+                .ok_or_else(|| not_found("device", name))?;
             let path = device.path.clone();
-            self.begin_helper(asker, Work::Detach { path: &path, unlink: true }, Then::DeviceRemoved(name.to_owned()))
+            self.begin_helper(
+                asker,
+                Work::Detach {
+                    path: &path,
+                    unlink: true,
+                },
+                Then::DeviceRemoved(name.to_owned()),
+            )
         });
         self.answer_fault(asker, begun);
     }
@@ -128,7 +180,16 @@ impl Monitor {
         drop(child_status);
         let serial = self.next_serial();
         let deadline = Instant::now() + PATIENCE;
-        self.helpers.insert(serial, Helper { child, status, deadline, asker, then });
+        self.helpers.insert(
+            serial,
+            Helper {
+                child,
+                status,
+                deadline,
+                asker,
+                then,
+            },
+        );
         Ok(())
     }
 
@@ -160,8 +221,14 @@ impl Monitor {
 
     /// A child that is no exec was reaped: a helper, or one that was killed for being late.
     pub(super) fn helper_ended(&mut self, pid: i32, raw: i32) {
-        let serial = self.helpers.iter().find(|(_, h)| h.child.pid == pid).map(|(s, _)| *s);
-        let Some(helper) = serial.and_then(|s| self.helpers.remove(&s)) else { return };
+        let serial = self
+            .helpers
+            .iter()
+            .find(|(_, h)| h.child.pid == pid)
+            .map(|(s, _)| *s);
+        let Some(helper) = serial.and_then(|s| self.helpers.remove(&s)) else {
+            return;
+        };
         let mut message = vec![0; 8 << 10];
         let result = match sys::socket::receive(&helper.status, &mut message, libc::MSG_DONTWAIT) {
             Ok((n, _)) if n > 0 && message[0] == b'E' => Err(parse_fault(&message[1..n])),
@@ -175,12 +242,23 @@ impl Monitor {
     }
 
     pub(super) fn helper_deadlines(&mut self, now: Instant) {
-        let late: Vec<u64> = self.helpers.iter().filter(|(_, h)| h.deadline <= now).map(|(s, _)| *s).collect();
+        let late: Vec<u64> = self
+            .helpers
+            .iter()
+            .filter(|(_, h)| h.deadline <= now)
+            .map(|(s, _)| *s)
+            .collect();
         for serial in late {
-            let Some(helper) = self.helpers.remove(&serial) else { continue };
+            let Some(helper) = self.helpers.remove(&serial) else {
+                continue;
+            };
             // It is reaped like any other child; nobody waits for it any more.
             let _ = sys::pidfd_signal(&helper.child.pidfd, libc::SIGKILL);
-            let late = Fault::new("helper", FaultCode::Timeout, "the guest's file system did not answer in time");
+            let late = Fault::new(
+                "helper",
+                FaultCode::Timeout,
+                "the guest's file system did not answer in time",
+            );
             self.helper_done(helper.asker, helper.then, Err(late));
         }
     }
@@ -196,7 +274,11 @@ impl Monitor {
     pub(super) fn add_nic(&mut self, nic: PortSpec) -> Result<Reply> {
         nic.validate()?;
         if self.spec.nics.iter().any(|n| n.name == nic.name) {
-            return Err(Fault::new("network", FaultCode::Exists, format!("nic {:?} is there already", nic.name)));
+            return Err(Fault::new(
+                "network",
+                FaultCode::Exists,
+                format!("nic {:?} is there already", nic.name),
+            ));
         }
         links::create(&self.host.route, &nic, &self.run.netns)?;
         self.spec.nics.push(nic);
@@ -204,7 +286,12 @@ impl Monitor {
     }
 
     pub(super) fn remove_nic(&mut self, name: &str) -> Result<Reply> {
-        let at = self.spec.nics.iter().position(|n| n.name == name).ok_or_else(|| links::not_found(name))?;
+        let at = self
+            .spec
+            .nics
+            .iter()
+            .position(|n| n.name == name)
+            .ok_or_else(|| links::not_found(name))?;
         let nic = &self.spec.nics[at];
         let removed = match nic.host_name {
             Some(_) => links::delete(&self.host.route, nic),
@@ -216,9 +303,18 @@ impl Monitor {
     }
 
     pub(super) fn set_nic_link(&mut self, name: &str, up: bool) -> Result<Reply> {
-        let nic = self.spec.nics.iter().find(|n| n.name == name).ok_or_else(|| links::not_found(name))?;
+        let nic = self
+            .spec
+            .nics
+            .iter()
+            .find(|n| n.name == name)
+            .ok_or_else(|| links::not_found(name))?;
         let host = nic.host_name.as_deref().ok_or_else(|| {
-            Fault::new("network", FaultCode::Unsupported, format!("nic {name:?} has no host end"))
+            Fault::new(
+                "network",
+                FaultCode::Unsupported,
+                format!("nic {name:?} has no host end"),
+            )
         })?;
         links::set_up(&self.host.route, host, up).at("network", format!("setting {host}"))?;
         Ok(Reply::Done)
@@ -235,14 +331,18 @@ impl Work<'_> {
             // The host's root is nobody there, and could make no directory.
             become_root(&[], 0, 0)?;
         }
-        let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).at("helper", "opening the guest's root")?;
+        let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)
+            .at("helper", "opening the guest's root")?;
         match self {
             Work::Attach { tree, path } => {
                 tree::attach_at(&root, path, tree).at("mounts", format!("attaching {path}"))
             }
             Work::Detach { path, unlink } => {
-                let (dir, name) = tree::parent_of(&root, path).at("mounts", format!("finding {path}"))?;
-                rustix::process::fchdir(&dir).map_err(std::io::Error::from).at("mounts", format!("entering the directory of {path}"))?;
+                let (dir, name) =
+                    tree::parent_of(&root, path).at("mounts", format!("finding {path}"))?;
+                rustix::process::fchdir(&dir)
+                    .map_err(std::io::Error::from)
+                    .at("mounts", format!("entering the directory of {path}"))?;
                 match mount::unmount_in_cwd(&name) {
                     // The guest unmounted it itself, or removed the place.
                     Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}

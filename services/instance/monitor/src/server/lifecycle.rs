@@ -32,21 +32,33 @@ impl Monitor {
     /// Answers once the guest is gone, or when the time of a graceful stop is over.
     pub(super) fn request_stop(&mut self, asker: Asker, how: StopHow) {
         let deadline = match how {
-            StopHow::Graceful { timeout_ms } if timeout_ms > 0 => Some(Instant::now() + Duration::from_millis(timeout_ms)),
+            StopHow::Graceful { timeout_ms } if timeout_ms > 0 => {
+                Some(Instant::now() + Duration::from_millis(timeout_ms))
+            }
             _ => None,
         };
         // A stop supersedes a reboot that was asked for.
         for waiting in self.reboot.take().unwrap_or_default() {
-            self.answer(waiting, Err(wrong_state("the guest is being stopped instead")));
+            self.answer(
+                waiting,
+                Err(wrong_state("the guest is being stopped instead")),
+            );
         }
-        let stop = self.stop.get_or_insert(StopState { killed: false, deadline: None, waiting: Vec::new() });
+        let stop = self.stop.get_or_insert(StopState {
+            killed: false,
+            deadline: None,
+            waiting: Vec::new(),
+        });
         stop.waiting.push((asker, deadline));
         stop.deadline = stop.waiting.iter().filter_map(|(_, d)| *d).min();
         self.thaw_for_good();
         match how {
             StopHow::Kill => self.kill_guest(),
             StopHow::Graceful { .. } => {
-                let signal = self.spec.halt_signal.unwrap_or_else(|| halt_signal(self.run.init.pid));
+                let signal = self
+                    .spec
+                    .halt_signal
+                    .unwrap_or_else(|| halt_signal(self.run.init.pid));
                 if let Err(e) = signal_init(&self.run, signal) {
                     crate::log::line(format_args!("{e}"));
                 }
@@ -56,7 +68,13 @@ impl Monitor {
 
     pub(super) fn kill_guest(&mut self) {
         self.thaw_for_good();
-        self.stop.get_or_insert(StopState { killed: true, deadline: None, waiting: Vec::new() }).killed = true;
+        self.stop
+            .get_or_insert(StopState {
+                killed: true,
+                deadline: None,
+                waiting: Vec::new(),
+            })
+            .killed = true;
         // Its end ends the pid namespace. ESRCH: it is ending already.
         if let Err(e) = sys::pidfd_signal(&self.run.init.pidfd, libc::SIGKILL) {
             crate::log::line(format_args!("killing init: {e}"));
@@ -68,7 +86,10 @@ impl Monitor {
         if stop.deadline.is_none_or(|d| d > now) {
             return;
         }
-        let (over, left) = stop.waiting.drain(..).partition(|(_, d)| d.is_some_and(|d| d <= now));
+        let (over, left) = stop
+            .waiting
+            .drain(..)
+            .partition(|(_, d)| d.is_some_and(|d| d <= now));
         stop.waiting = left;
         stop.deadline = stop.waiting.iter().filter_map(|(_, d)| *d).min();
         let over: Vec<(Asker, Option<Instant>)> = over;
@@ -104,7 +125,10 @@ impl Monitor {
         let status = sys::exit_status(raw);
         let reason = self.reason_of(status);
         crate::log::line(format_args!("init ended: {status:?}, {reason:?}"));
-        self.announce(&Event::InitExited { run: self.run_number, reason });
+        self.announce(&Event::InitExited {
+            run: self.run_number,
+            reason,
+        });
         self.end_execs();
         self.end_helpers();
         self.console.end(&self.poller);
@@ -131,7 +155,11 @@ impl Monitor {
 
     fn reason_of(&mut self, status: ExitStatus) -> ExitReason {
         if let Some(stop) = &self.stop {
-            return if stop.killed { ExitReason::Killed } else { ExitReason::Halt };
+            return if stop.killed {
+                ExitReason::Killed
+            } else {
+                ExitReason::Halt
+            };
         }
         let reboots = self.reboot.is_some() || status == ExitStatus::Signal(libc::SIGHUP);
         if !reboots {
@@ -145,7 +173,8 @@ impl Monitor {
             return ExitReason::Reboot;
         }
         let now = Instant::now();
-        self.reboots.retain(|t| now.duration_since(*t) < Duration::from_secs(60));
+        self.reboots
+            .retain(|t| now.duration_since(*t) < Duration::from_secs(60));
         self.reboots.push_back(now);
         match self.reboots.len() > self.spec.max_reboots_per_minute as usize {
             true => ExitReason::RebootLoop,
@@ -167,7 +196,10 @@ impl Monitor {
         match self.replace_run(&before) {
             Ok(()) => {
                 self.run_number += 1;
-                crate::log::line(format_args!("run {} started, init is {}", self.run_number, self.run.init.pid));
+                crate::log::line(format_args!(
+                    "run {} started, init is {}",
+                    self.run_number, self.run.init.pid
+                ));
                 self.announce(&Event::Rebooted {
                     run: self.run_number,
                     init_pid: self.run.init.pid,
@@ -178,7 +210,9 @@ impl Monitor {
                 }
             }
             Err(fault) => {
-                crate::log::line(format_args!("the guest could not be started again: {fault}"));
+                crate::log::line(format_args!(
+                    "the guest could not be started again: {fault}"
+                ));
                 for asker in self.reboot.take().unwrap_or_default() {
                     self.answer(asker, Err(fault.clone()));
                 }
@@ -225,8 +259,12 @@ impl Monitor {
     fn say_goodbye(&mut self) {
         let until = Instant::now() + GOODBYE;
         while self.conns.values().any(|c| !c.is_idle()) {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return };
-            let Ok(ready) = self.poller.wait(Some(left)) else { return };
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                return;
+            };
+            let Ok(ready) = self.poller.wait(Some(left)) else {
+                return;
+            };
             if ready.is_empty() {
                 return;
             }
@@ -239,10 +277,16 @@ impl Monitor {
 
 /// Whole or not at all: a reader never sees half a file.
 fn write_status(run_dir: &OwnedFd, ended: &Ended) -> Result<()> {
-    let json = serde_json::to_vec(ended)
-        .map_err(|e| Fault::new("status", FaultCode::Invalid, format!("encoding status.json: {e}")))?;
+    let json = serde_json::to_vec(ended).map_err(|e| {
+        Fault::new(
+            "status",
+            FaultCode::Invalid,
+            format!("encoding status.json: {e}"),
+        )
+    })?;
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
-    let file = sys::openat(run_dir, "status.json.new", flags, 0o600).at("status", "making status.json")?;
+    let file =
+        sys::openat(run_dir, "status.json.new", flags, 0o600).at("status", "making status.json")?;
     sys::write_whole(&file, &json).at("status", "writing status.json")?;
     rustix::fs::renameat(run_dir, "status.json.new", run_dir, "status.json")
         .map_err(std::io::Error::from)
@@ -275,8 +319,14 @@ mod tests {
     #[test]
     fn systemd_is_known_by_what_it_blocks() {
         // Debian 12's systemd as pid 1 and busybox init.
-        assert!(blocks("Name:\tsystemd\nSigBlk:\t7be3c0fe28014a03\n", SYSTEMD_HALT));
-        assert!(!blocks("Name:\tinit\nSigBlk:\t0000000000000000\n", SYSTEMD_HALT));
+        assert!(blocks(
+            "Name:\tsystemd\nSigBlk:\t7be3c0fe28014a03\n",
+            SYSTEMD_HALT
+        ));
+        assert!(!blocks(
+            "Name:\tinit\nSigBlk:\t0000000000000000\n",
+            SYSTEMD_HALT
+        ));
         assert!(!blocks("", SYSTEMD_HALT));
     }
 }

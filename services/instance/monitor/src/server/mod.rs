@@ -80,12 +80,23 @@ pub(crate) struct Monitor {
 impl Monitor {
     /// Starts the guest. On success the monitor is ready to [`serve`](Self::serve).
     pub(crate) fn start(setup: Setup) -> Result<Monitor> {
-        let Setup { spec, host, run_dir, log_dir, listener, pidns } = setup;
+        let Setup {
+            spec,
+            host,
+            run_dir,
+            log_dir,
+            listener,
+            pidns,
+        } = setup;
         let poller = Poller::new().at("monitor", "making the poller")?;
         let signals = poll::signals(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
             .at("monitor", "taking signals")?;
-        poller.add(&signals, Token::Signals.raw(), IN).at("monitor", "watching signals")?;
-        poller.add(&listener, Token::Listener.raw(), IN).at("monitor", "watching the socket")?;
+        poller
+            .add(&signals, Token::Signals.raw(), IN)
+            .at("monitor", "watching signals")?;
+        poller
+            .add(&listener, Token::Listener.raw(), IN)
+            .at("monitor", "watching the socket")?;
         let mut console = Console::new(&log_dir)?;
         let run = start::start(&spec, &host)?;
         let begun = console.begin(&poller, &run.console_master);
@@ -130,8 +141,14 @@ impl Monitor {
     pub(crate) fn serve(mut self) -> Result<()> {
         while !self.finished {
             let now = Instant::now();
-            let timeout = self.next_deadline().map(|d| d.saturating_duration_since(now));
-            for (raw, events) in self.poller.wait(timeout).at("monitor", "waiting for events")? {
+            let timeout = self
+                .next_deadline()
+                .map(|d| d.saturating_duration_since(now));
+            for (raw, events) in self
+                .poller
+                .wait(timeout)
+                .at("monitor", "waiting for events")?
+            {
                 if let Some(token) = Token::parse(raw) {
                     self.dispatch(token, events);
                 }
@@ -188,7 +205,9 @@ impl Monitor {
     }
 
     fn on_conn(&mut self, number: u64, events: u32) {
-        let Some(conn) = self.conns.get_mut(&number) else { return };
+        let Some(conn) = self.conns.get_mut(&number) else {
+            return;
+        };
         if events & poll::OUT != 0 {
             conn.flush(&self.poller);
             self.pump(number);
@@ -196,19 +215,32 @@ impl Monitor {
         if events & !poll::OUT == 0 {
             return;
         }
-        let Some(conn) = self.conns.get_mut(&number) else { return };
+        let Some(conn) = self.conns.get_mut(&number) else {
+            return;
+        };
         for (request, payload) in conn.receive() {
             if self.finished {
                 return;
             }
-            self.handle(Asker { conn: number, id: request.id }, request.body, payload);
+            self.handle(
+                Asker {
+                    conn: number,
+                    id: request.id,
+                },
+                request.body,
+                payload,
+            );
         }
     }
 
     /// Sends streams that waited for room on a connection.
     fn pump(&mut self, number: u64) {
-        let attached: Vec<String> =
-            self.execs.iter().filter(|(_, e)| e.attached == Some(number)).map(|(id, _)| id.clone()).collect();
+        let attached: Vec<String> = self
+            .execs
+            .iter()
+            .filter(|(_, e)| e.attached == Some(number))
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in attached {
             self.send_output(&id);
         }
@@ -218,10 +250,19 @@ impl Monitor {
     }
 
     fn drop_dead(&mut self) {
-        let dead: Vec<u64> = self.conns.iter().filter(|(_, c)| c.dead).map(|(n, _)| *n).collect();
+        let dead: Vec<u64> = self
+            .conns
+            .iter()
+            .filter(|(_, c)| c.dead)
+            .map(|(n, _)| *n)
+            .collect();
         for number in dead {
             self.conns.remove(&number);
-            for exec in self.execs.values_mut().filter(|e| e.attached == Some(number)) {
+            for exec in self
+                .execs
+                .values_mut()
+                .filter(|e| e.attached == Some(number))
+            {
                 exec.attached = None;
             }
             if self.console.attached == Some(number) {
@@ -255,7 +296,12 @@ impl Monitor {
         let helpers = self.helpers.values().map(|h| h.deadline);
         let execs = self.execs.values().filter_map(Exec::deadline);
         let others = [stop, self.freeze.deadline(), self.console.retry_at];
-        others.into_iter().flatten().chain(helpers).chain(execs).min()
+        others
+            .into_iter()
+            .flatten()
+            .chain(helpers)
+            .chain(execs)
+            .min()
     }
 
     fn on_deadlines(&mut self, now: Instant) {
@@ -300,7 +346,11 @@ impl Monitor {
 }
 
 fn not_found(what: &str, name: &str) -> Fault {
-    Fault::new("request", FaultCode::NotFound, format!("no {what} {name:?}"))
+    Fault::new(
+        "request",
+        FaultCode::NotFound,
+        format!("no {what} {name:?}"),
+    )
 }
 
 fn invalid(message: impl Into<String>) -> Fault {

@@ -11,9 +11,15 @@ use crate::sys;
 
 impl Monitor {
     pub(super) fn handle(&mut self, asker: Asker, request: Request, payload: Vec<u8>) {
-        let Some(conn) = self.conns.get_mut(&asker.conn) else { return };
+        let Some(conn) = self.conns.get_mut(&asker.conn) else {
+            return;
+        };
         if !conn.greeted && !matches!(request, Request::Hello { .. }) {
-            conn.reply(&self.poller, asker.id, Err(invalid("the first request must be hello")));
+            conn.reply(
+                &self.poller,
+                asker.id,
+                Err(invalid("the first request must be hello")),
+            );
             conn.dead = true;
             return;
         }
@@ -21,9 +27,16 @@ impl Monitor {
             // Answered later, or with more than a reply.
             Request::Stop { how } => self.request_stop(asker, how),
             Request::Reboot { how } => self.request_reboot(asker, how),
-            Request::Freeze { holder, lease_seconds } => self.freeze(asker, holder, lease_seconds),
+            Request::Freeze {
+                holder,
+                lease_seconds,
+            } => self.freeze(asker, holder, lease_seconds),
             Request::StartExec(start) => self.start_exec(asker, start),
-            Request::AttachExec { exec_id, stdout_offset, stderr_offset } => {
+            Request::AttachExec {
+                exec_id,
+                stdout_offset,
+                stderr_offset,
+            } => {
                 self.attach_exec(asker, &exec_id, [stdout_offset, stderr_offset]);
             }
             Request::AddMount { mount } => self.add_mount(asker, mount),
@@ -34,7 +47,13 @@ impl Monitor {
             Request::GetConsoleLog => {
                 let bytes = self.console.log_bytes();
                 if let Some(conn) = self.conns.get_mut(&asker.conn) {
-                    conn.reply_with(&self.poller, asker.id, Ok(Reply::ConsoleLog), &bytes, Vec::new());
+                    conn.reply_with(
+                        &self.poller,
+                        asker.id,
+                        Ok(Reply::ConsoleLog),
+                        &bytes,
+                        Vec::new(),
+                    );
                 }
             }
             other => {
@@ -48,7 +67,9 @@ impl Monitor {
     fn handle_now(&mut self, asker: Asker, request: Request, payload: Vec<u8>) -> Result<Reply> {
         match request {
             Request::Hello { version } => self.greet(asker, version),
-            Request::GetState { without_network } => Ok(Reply::State(Box::new(self.state(!without_network)?))),
+            Request::GetState { without_network } => {
+                Ok(Reply::State(Box::new(self.state(!without_network)?)))
+            }
             Request::Subscribe => {
                 let state = self.state(true)?;
                 if let Some(conn) = self.conns.get_mut(&asker.conn) {
@@ -69,9 +90,21 @@ impl Monitor {
             Request::RemoveNic { name } => self.remove_nic(&name),
             Request::SetNicLink { name, up } => self.set_nic_link(&name, up),
             Request::DetachExec { exec_id } => self.detach_exec(asker, &exec_id),
-            Request::AckExec { exec_id, stdout, stderr } => self.ack_exec(&exec_id, [stdout, stderr]),
-            Request::ExecStdin { exec_id, offset, eof } => self.exec_stdin(&exec_id, offset, eof, &payload),
-            Request::ResizeExec { exec_id, rows, cols } => self.resize_exec(&exec_id, rows, cols),
+            Request::AckExec {
+                exec_id,
+                stdout,
+                stderr,
+            } => self.ack_exec(&exec_id, [stdout, stderr]),
+            Request::ExecStdin {
+                exec_id,
+                offset,
+                eof,
+            } => self.exec_stdin(&exec_id, offset, eof, &payload),
+            Request::ResizeExec {
+                exec_id,
+                rows,
+                cols,
+            } => self.resize_exec(&exec_id, rows, cols),
             Request::SignalExec { exec_id, signal } => self.signal_exec(&exec_id, signal),
             Request::KillExec { exec_id } => self.signal_exec(&exec_id, libc::SIGKILL),
             Request::GetExec { exec_id } => self.exec_state(&exec_id).map(Reply::Exec),
@@ -97,14 +130,19 @@ impl Monitor {
             | Request::AddDevice { .. }
             | Request::RemoveDevice { .. }
             | Request::OpenRoot
-            | Request::GetConsoleLog => Err(invalid("a request that is answered later came to the wrong place")),
+            | Request::GetConsoleLog => Err(invalid(
+                "a request that is answered later came to the wrong place",
+            )),
         }
     }
 
     fn greet(&mut self, asker: Asker, version: u32) -> Result<Reply> {
-        let Some(conn) = self.conns.get_mut(&asker.conn) else { return Err(wrong_state("the connection is gone")) };
+        let Some(conn) = self.conns.get_mut(&asker.conn) else {
+            return Err(wrong_state("the connection is gone"));
+        };
         if version < PROTOCOL_VERSION {
-            let text = format!("protocol version {version} is not spoken here, {PROTOCOL_VERSION} is");
+            let text =
+                format!("protocol version {version} is not spoken here, {PROTOCOL_VERSION} is");
             return Err(Fault::new("request", FaultCode::Unsupported, text));
         }
         conn.greeted = true;
@@ -118,7 +156,9 @@ impl Monitor {
             && spec.log_dir == self.spec.log_dir
             && spec.cgroup == self.spec.cgroup;
         if !same {
-            return Err(invalid("uid, run_dir, log_dir and cgroup cannot be replaced"));
+            return Err(invalid(
+                "uid, run_dir, log_dir and cgroup cannot be replaced",
+            ));
         }
         self.next_spec = Some(spec);
         Ok(Reply::Done)
@@ -126,7 +166,9 @@ impl Monitor {
 
     fn open_root(&mut self, asker: Asker) {
         let opened = self.root_descriptors();
-        let Some(conn) = self.conns.get_mut(&asker.conn) else { return };
+        let Some(conn) = self.conns.get_mut(&asker.conn) else {
+            return;
+        };
         match opened {
             Ok(fds) => conn.reply_with(&self.poller, asker.id, Ok(Reply::Root), &[], fds),
             Err(fault) => conn.reply(&self.poller, asker.id, Err(fault)),
@@ -136,8 +178,13 @@ impl Monitor {
     fn root_descriptors(&self) -> Result<Vec<Rc<std::os::fd::OwnedFd>>> {
         // Init is our child: while it is not reaped its number is its own.
         let path = format!("/proc/{}/root", self.run.init.pid);
-        let root = sys::open(&path, libc::O_PATH | libc::O_DIRECTORY).at("root", "opening the guest's root")?;
-        let userns = self.run.userns.try_clone().at("root", "copying the user namespace")?;
+        let root = sys::open(&path, libc::O_PATH | libc::O_DIRECTORY)
+            .at("root", "opening the guest's root")?;
+        let userns = self
+            .run
+            .userns
+            .try_clone()
+            .at("root", "copying the user namespace")?;
         Ok(vec![Rc::new(root), Rc::new(userns)])
     }
 }

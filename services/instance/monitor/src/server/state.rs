@@ -25,7 +25,11 @@ impl Monitor {
         };
         let (pids, pids_limit) = self.run.cgroup.pids();
         Ok(State {
-            status: if self.stop.is_some() { Status::Stopping } else { self.freeze.status() },
+            status: if self.stop.is_some() {
+                Status::Stopping
+            } else {
+                self.freeze.status()
+            },
             generation: self.spec.generation,
             run: self.run_number,
             init_pid: self.run.init.pid,

@@ -14,7 +14,11 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(fd: OwnedFd, token: u64) -> Watched {
-        Watched { fd, token, interest: 0 }
+        Watched {
+            fd,
+            token,
+            interest: 0,
+        }
     }
 
     pub(super) fn watch(&mut self, poller: &Poller, interest: u32) -> io::Result<()> {
@@ -90,7 +94,12 @@ mod tests {
 
     #[test]
     fn tokens_survive() {
-        for token in [Token::Listener, Token::Conn(7), Token::ExecStderr(1 << 50), Token::Freeze] {
+        for token in [
+            Token::Listener,
+            Token::Conn(7),
+            Token::ExecStderr(1 << 50),
+            Token::Freeze,
+        ] {
             assert_eq!(Token::parse(token.raw()), Some(token));
         }
         assert_eq!(Token::parse(0), None);

@@ -42,19 +42,31 @@ pub(crate) fn send_fault(sync: &OwnedFd, fault: &Fault) {
 }
 
 fn say(sync: &OwnedFd, word: u8, fds: &[&OwnedFd]) -> Result<()> {
-    sys::socket::send(sync, &[word], fds).at("sync", "talking to the monitor").map(|_| ())
+    sys::socket::send(sync, &[word], fds)
+        .at("sync", "talking to the monitor")
+        .map(|_| ())
 }
 
 fn expect(sync: &OwnedFd, word: u8) -> Result<()> {
     let mut message = [0; 1];
     match sys::socket::receive(sync, &mut message, 0).at("sync", "waiting for the monitor")? {
         (1, _) if message[0] == word => Ok(()),
-        _ => Err(Fault::new("sync", FaultCode::State, "the monitor went away")),
+        _ => Err(Fault::new(
+            "sync",
+            FaultCode::State,
+            "the monitor went away",
+        )),
     }
 }
 
 fn become_init(context: ChildContext<'_>) -> Result<()> {
-    let ChildContext { spec, prepared, sync, tasks, has_cgroup2 } = context;
+    let ChildContext {
+        spec,
+        prepared,
+        sync,
+        tasks,
+        has_cgroup2,
+    } = context;
     join_tasks(tasks)?;
     expect(&sync, b'G')?;
     become_root(&[], 0, 0)?;
@@ -62,20 +74,26 @@ fn become_init(context: ChildContext<'_>) -> Result<()> {
     // SAFETY: no arguments.
     sys::check(unsafe { libc::setsid() }).at("session", "setsid")?;
     // After the maps: namespaces born before them would belong to nobody (sysfs, mqueue, mtu).
-    sys::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP).at("namespaces", "unshare")?;
+    sys::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP)
+        .at("namespaces", "unshare")?;
     say(&sync, b'N', &[])?;
     let hostname = &spec.hostname;
     // SAFETY: the bytes live over the call.
-    sys::check(unsafe { libc::sethostname(hostname.as_ptr().cast(), hostname.len()) }).at("hostname", "sethostname")?;
+    sys::check(unsafe { libc::sethostname(hostname.as_ptr().cast(), hostname.len()) })
+        .at("hostname", "sethostname")?;
 
     mount::propagation("/", libc::MS_PRIVATE).at("mounts", "making the mount tree private")?;
     // While the host's own are still fully visible: the kernel allows new ones only then.
     let safe = mount::ATTR_NOSUID | mount::ATTR_NODEV | mount::ATTR_NOEXEC;
-    let proc = mount::new_filesystem("proc", Some("proc"), &[], safe).at("mounts", "making proc")?;
-    let sysfs = mount::new_filesystem("sysfs", Some("sysfs"), &[], safe).at("mounts", "making sysfs")?;
+    let proc =
+        mount::new_filesystem("proc", Some("proc"), &[], safe).at("mounts", "making proc")?;
+    let sysfs =
+        mount::new_filesystem("sysfs", Some("sysfs"), &[], safe).at("mounts", "making sysfs")?;
     let nested = if spec.nesting {
-        let proc = mount::new_filesystem("proc", Some("proc"), &[], safe).at("mounts", "making a second proc")?;
-        let sysfs = mount::new_filesystem("sysfs", Some("sysfs"), &[], safe).at("mounts", "making a second sysfs")?;
+        let proc = mount::new_filesystem("proc", Some("proc"), &[], safe)
+            .at("mounts", "making a second proc")?;
+        let sysfs = mount::new_filesystem("sysfs", Some("sysfs"), &[], safe)
+            .at("mounts", "making a second sysfs")?;
         Some((proc, sysfs))
     } else {
         None
@@ -105,7 +123,8 @@ fn become_init(context: ChildContext<'_>) -> Result<()> {
         tree::attach_at(root, path, node).at("devices", format!("attaching {path}"))?;
     }
     for (disk, tree) in &prepared.mounts {
-        tree::attach_at(root, &disk.target, tree).at("mounts", format!("attaching disk {:?}", disk.name))?;
+        tree::attach_at(root, &disk.target, tree)
+            .at("mounts", format!("attaching disk {:?}", disk.name))?;
     }
     if let Some(dir) = &prepared.dev_lxd {
         tree::attach_at(root, "/dev/lxd", dir).at("devices", "attaching /dev/lxd")?;
@@ -156,15 +175,24 @@ fn die_with_parent(sync: &OwnedFd) -> Result<()> {
     let mut nothing = [0; 1];
     match sys::socket::receive(sync, &mut nothing, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
         Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-        _ => Err(Fault::new("monitor", FaultCode::State, "the monitor went away")),
+        _ => Err(Fault::new(
+            "monitor",
+            FaultCode::State,
+            "the monitor went away",
+        )),
     }
 }
 
 /// Through our own proc, never the guest's: a procfs redirect cannot turn the write elsewhere.
 fn write_sysctls(spec: &Spec, proc: &OwnedFd) -> Result<()> {
     for (key, value) in &spec.sysctls {
-        let path = if key.contains('/') { key.clone() } else { key.replace('.', "/") };
-        sys::write_at(proc, &format!("sys/{path}"), value).at("sysctls", format!("setting {key}"))?;
+        let path = if key.contains('/') {
+            key.clone()
+        } else {
+            key.replace('.', "/")
+        };
+        sys::write_at(proc, &format!("sys/{path}"), value)
+            .at("sysctls", format!("setting {key}"))?;
     }
     Ok(())
 }
@@ -172,13 +200,15 @@ fn write_sysctls(spec: &Spec, proc: &OwnedFd) -> Result<()> {
 /// Attaches the root where it can be pivoted to. The host's /dev in this private copy of the mount tree will
 /// do: nothing below it is needed any more.
 fn attach_root(root: &OwnedFd) -> Result<()> {
-    let place = sys::open("/dev", libc::O_PATH | libc::O_DIRECTORY).at("rootfs", "opening a mount point")?;
+    let place = sys::open("/dev", libc::O_PATH | libc::O_DIRECTORY)
+        .at("rootfs", "opening a mount point")?;
     mount::attach(root, &place).at("rootfs", "attaching the root filesystem")
 }
 
 fn enter_root(root: &OwnedFd) -> Result<()> {
     // SAFETY: plain integer.
-    sys::check(unsafe { libc::fchdir(root.as_raw_fd()) }).at("rootfs", "entering the root filesystem")?;
+    sys::check(unsafe { libc::fchdir(root.as_raw_fd()) })
+        .at("rootfs", "entering the root filesystem")?;
     mount::pivot_into_cwd().at("rootfs", "pivot_root")?;
     std::env::set_current_dir("/").at("rootfs", "entering /")?;
     // systemd expects shared propagation.
@@ -187,8 +217,12 @@ fn enter_root(root: &OwnedFd) -> Result<()> {
 
 fn mount_cgroup2(sysfs: &OwnedFd) -> Result<()> {
     let attr = mount::ATTR_NOSUID | mount::ATTR_NODEV | mount::ATTR_NOEXEC;
-    let Some(place) = tree::existing(sysfs, "fs/cgroup").at("cgroup", "finding /sys/fs/cgroup")? else { return Ok(()) };
-    let cgroup2 = mount::new_filesystem("cgroup2", Some("cgroup2"), &[], attr).at("cgroup", "making cgroup2")?;
+    let Some(place) = tree::existing(sysfs, "fs/cgroup").at("cgroup", "finding /sys/fs/cgroup")?
+    else {
+        return Ok(());
+    };
+    let cgroup2 = mount::new_filesystem("cgroup2", Some("cgroup2"), &[], attr)
+        .at("cgroup", "making cgroup2")?;
     mount::attach(&cgroup2, &place).at("cgroup", "attaching cgroup2")
 }
 
@@ -196,9 +230,11 @@ fn mount_cgroup2(sysfs: &OwnedFd) -> Result<()> {
 pub(crate) fn confine(proc: &OwnedFd, profile: &str) -> Result<()> {
     let text = format!("exec {profile}");
     match sys::write_at(proc, "thread-self/attr/apparmor/exec", &text) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err(Fault::new("apparmor", FaultCode::Unsupported, "the kernel has no AppArmor"))
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Fault::new(
+            "apparmor",
+            FaultCode::Unsupported,
+            "the kernel has no AppArmor",
+        )),
         other => other.at("apparmor", format!("taking profile {profile}")),
     }
 }
@@ -207,14 +243,22 @@ fn last_steps(spec: &Spec) -> Result<()> {
     restrict(spec)?;
     let cwd = std::env::current_dir().at("rootfs", "reading the working directory")?;
     if cwd != std::path::Path::new("/") {
-        return Err(Fault::new("rootfs", FaultCode::State, "the working directory is outside the guest"));
+        return Err(Fault::new(
+            "rootfs",
+            FaultCode::State,
+            "the working directory is outside the guest",
+        ));
     }
     Ok(())
 }
 
 /// What init and every exec share: capabilities, signals, descriptors, the filter last.
 pub(crate) fn restrict(spec: &Spec) -> Result<()> {
-    let drop: Vec<u32> = spec.drop_capabilities.iter().filter_map(|n| crate::caps::number(n)).collect();
+    let drop: Vec<u32> = spec
+        .drop_capabilities
+        .iter()
+        .filter_map(|n| crate::caps::number(n))
+        .collect();
     // SAFETY: sets one integer of this process.
     unsafe { libc::umask(0o022) };
     // Nothing of the service's session keyring is the guest's.
@@ -238,10 +282,19 @@ pub(crate) fn restrict(spec: &Spec) -> Result<()> {
 pub(crate) fn execute(path: &str, argv: &[String], env: &[(String, String)]) -> std::io::Error {
     let run = || -> std::io::Result<std::io::Error> {
         let path = sys::cstring(path)?;
-        let argv = argv.iter().map(sys::cstring).collect::<std::io::Result<Vec<_>>>()?;
-        let env = env.iter().map(|(k, v)| sys::cstring(format!("{k}={v}"))).collect::<std::io::Result<Vec<_>>>()?;
+        let argv = argv
+            .iter()
+            .map(sys::cstring)
+            .collect::<std::io::Result<Vec<_>>>()?;
+        let env = env
+            .iter()
+            .map(|(k, v)| sys::cstring(format!("{k}={v}")))
+            .collect::<std::io::Result<Vec<_>>>()?;
         let pointers = |list: &[std::ffi::CString]| {
-            list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+            list.iter()
+                .map(|s| s.as_ptr())
+                .chain([std::ptr::null()])
+                .collect::<Vec<_>>()
         };
         let (argv_pointers, env_pointers) = (pointers(&argv), pointers(&env));
         // SAFETY: all strings and the null-terminated arrays live over the call.

@@ -24,7 +24,8 @@ pub(super) fn mount_dev(
     nested: Option<(OwnedFd, OwnedFd)>,
 ) -> Result<Dev> {
     let tmpfs = |size: &str, mode: &str, attr| {
-        mount::new_filesystem("tmpfs", Some("tmpfs"), &[size, mode], attr).at("devices", "making a tmpfs")
+        mount::new_filesystem("tmpfs", Some("tmpfs"), &[size, mode], attr)
+            .at("devices", "making a tmpfs")
     };
     let dev = tmpfs("size=1m", "mode=755", mount::ATTR_NOSUID)?;
     mount::attach(&dev, tree::plain_dir(root, "dev")?).at("devices", "attaching /dev")?;
@@ -33,12 +34,24 @@ pub(super) fn mount_dev(
     }
     let place = |name: &str| tree::plain_dir(&dev, name);
     let quiet = mount::ATTR_NOSUID | mount::ATTR_NOEXEC;
-    let options = ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=1024"];
-    let pts = mount::new_filesystem("devpts", Some("devpts"), &options, quiet).at("devices", "making devpts")?;
+    let options = [
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+        "gid=5",
+        "max=1024",
+    ];
+    let pts = mount::new_filesystem("devpts", Some("devpts"), &options, quiet)
+        .at("devices", "making devpts")?;
     mount::attach(&pts, place("pts")?).at("devices", "attaching /dev/pts")?;
-    let shm = tmpfs("size=50%", "mode=1777", mount::ATTR_NOSUID | mount::ATTR_NODEV)?;
+    let shm = tmpfs(
+        "size=50%",
+        "mode=1777",
+        mount::ATTR_NOSUID | mount::ATTR_NODEV,
+    )?;
     mount::attach(&shm, place("shm")?).at("devices", "attaching /dev/shm")?;
-    let mqueue = mount::new_filesystem("mqueue", Some("mqueue"), &[], quiet | mount::ATTR_NODEV).at("devices", "making mqueue")?;
+    let mqueue = mount::new_filesystem("mqueue", Some("mqueue"), &[], quiet | mount::ATTR_NODEV)
+        .at("devices", "making mqueue")?;
     mount::attach(&mqueue, place("mqueue")?).at("devices", "attaching /dev/mqueue")?;
     for (name, node) in nodes {
         let file = new_file(&dev, name)?;
@@ -67,7 +80,8 @@ pub(super) fn mount_dev(
 fn new_file(dev: &OwnedFd, name: &str) -> Result<OwnedFd> {
     let flags = libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY;
     sys::openat(dev, name, flags, 0o644).at("devices", format!("making /dev/{name}"))?;
-    sys::openat(dev, name, libc::O_PATH | libc::O_NOFOLLOW, 0).at("devices", format!("opening /dev/{name}"))
+    sys::openat(dev, name, libc::O_PATH | libc::O_NOFOLLOW, 0)
+        .at("devices", format!("opening /dev/{name}"))
 }
 
 /// The console: a pty of the guest's devpts, its slave bound to /dev/console.
@@ -95,7 +109,8 @@ pub(crate) fn open_pty(devpts: &OwnedFd) -> std::io::Result<(OwnedFd, OwnedFd)> 
 /// The console as stdin, stdout, stderr and controlling terminal.
 pub(super) fn take_console(console: &Console) -> Result<()> {
     // SAFETY: plain integers.
-    sys::check(unsafe { libc::ioctl(console.slave.as_raw_fd(), libc::TIOCSCTTY, 0) }).at("console", "TIOCSCTTY")?;
+    sys::check(unsafe { libc::ioctl(console.slave.as_raw_fd(), libc::TIOCSCTTY, 0) })
+        .at("console", "TIOCSCTTY")?;
     for fd in 0..3 {
         sys::dup2(console.slave.as_raw_fd(), fd).at("console", "taking stdio")?;
     }

@@ -60,7 +60,12 @@ struct Partial {
 
 /// Starts a guest. After an error nothing of it is left.
 pub(crate) fn start(spec: &Spec, host: &Host) -> Result<Run> {
-    let mut partial = Partial { cgroup: None, child: None, sync: None, links: 0 };
+    let mut partial = Partial {
+        cgroup: None,
+        child: None,
+        sync: None,
+        links: 0,
+    };
     match try_start(spec, host, &mut partial) {
         Ok(run) => Ok(run),
         Err(fault) => {
@@ -93,7 +98,13 @@ fn try_start(spec: &Spec, host: &Host, partial: &mut Partial) -> Result<Run> {
     let Some(child) = sys::clone3(flags, cgroup2).at("namespaces", "clone3")? else {
         // The parent's end, in the child's copy: left open here it would hide the parent's death.
         drop(partial.sync.take());
-        child::run(ChildContext { spec, prepared, sync: child_sync, tasks: &tasks, has_cgroup2: cgroup2.is_some() });
+        child::run(ChildContext {
+            spec,
+            prepared,
+            sync: child_sync,
+            tasks: &tasks,
+            has_cgroup2: cgroup2.is_some(),
+        });
     };
     let child = partial.child.insert(child);
     drop(child_sync);
@@ -121,15 +132,25 @@ fn try_start(spec: &Spec, host: &Host, partial: &mut Partial) -> Result<Run> {
     links::set_up(&guest_route, "lo", true).at("network", "setting lo up")?;
 
     let mut fds = expect(sync, b'C')?.into_iter();
-    let (Some(console_master), Some(console_slave), Some(devpts)) = (fds.next(), fds.next(), fds.next()) else {
-        return Err(Fault::new("console", FaultCode::State, "the child sent no console"));
+    let (Some(console_master), Some(console_slave), Some(devpts)) =
+        (fds.next(), fds.next(), fds.next())
+    else {
+        return Err(Fault::new(
+            "console",
+            FaultCode::State,
+            "the child sent no console",
+        ));
     };
     sys::set_nonblocking(&console_master).at("console", "making the console non-blocking")?;
     let (started, started_at_ms) = (Instant::now(), sys::now_ms());
     say(sync, b'X')?;
     wait_for_exec(sync)?;
     let (Some(init), Some(cgroup)) = (partial.child.take(), partial.cgroup.take()) else {
-        return Err(Fault::new("monitor", FaultCode::State, "the run was taken apart while starting"));
+        return Err(Fault::new(
+            "monitor",
+            FaultCode::State,
+            "the run was taken apart while starting",
+        ));
     };
     Ok(Run {
         init,
@@ -226,22 +247,34 @@ fn pending_fault(sync: &OwnedFd) -> Option<Fault> {
 }
 
 fn say(sync: &OwnedFd, word: u8) -> Result<()> {
-    sys::socket::send(sync, &[word], &[] as &[OwnedFd]).at("sync", "talking to the child").map(|_| ())
+    sys::socket::send(sync, &[word], &[] as &[OwnedFd])
+        .at("sync", "talking to the child")
+        .map(|_| ())
 }
 
 fn expect(sync: &OwnedFd, word: u8) -> Result<Vec<OwnedFd>> {
     let mut message = vec![0; 8 << 10];
-    let (n, fds) = sys::socket::receive(sync, &mut message, 0).at("sync", "waiting for the child")?;
+    let (n, fds) =
+        sys::socket::receive(sync, &mut message, 0).at("sync", "waiting for the child")?;
     match message.first() {
         Some(got) if n == 1 && *got == word => Ok(fds),
         Some(b'E') if n > 1 => Err(parse_fault(&message[1..n])),
-        _ => Err(Fault::new("sync", FaultCode::State, "the child ended before it reported")),
+        _ => Err(Fault::new(
+            "sync",
+            FaultCode::State,
+            "the child ended before it reported",
+        )),
     }
 }
 
 pub(crate) fn parse_fault(bytes: &[u8]) -> Fault {
-    serde_json::from_slice(bytes)
-        .unwrap_or_else(|e| Fault::new("sync", FaultCode::Invalid, format!("unreadable report of the child: {e}")))
+    serde_json::from_slice(bytes).unwrap_or_else(|e| {
+        Fault::new(
+            "sync",
+            FaultCode::Invalid,
+            format!("unreadable report of the child: {e}"),
+        )
+    })
 }
 
 /// The close-on-exec socket closes when init runs.
@@ -250,20 +283,26 @@ fn wait_for_exec(sync: &OwnedFd) -> Result<()> {
     match sys::socket::receive(sync, &mut message, 0).at("sync", "waiting for init")? {
         (0, _) => Ok(()),
         (n, _) if message[0] == b'E' => Err(parse_fault(&message[1..n])),
-        _ => Err(Fault::new("sync", FaultCode::State, "the child sent something else than its end")),
+        _ => Err(Fault::new(
+            "sync",
+            FaultCode::State,
+            "the child sent something else than its end",
+        )),
     }
 }
 
 /// The child is ours and not reaped, so its number cannot mean another process.
 fn open_namespace(pid: i32, name: &str) -> Result<OwnedFd> {
-    sys::open(&format!("/proc/{pid}/ns/{name}"), libc::O_RDONLY).at("namespaces", format!("opening the {name} namespace"))
+    sys::open(&format!("/proc/{pid}/ns/{name}"), libc::O_RDONLY)
+        .at("namespaces", format!("opening the {name} namespace"))
 }
 
 fn write_maps(spec: &Spec, pid: i32) -> Result<()> {
     for (file, kind) in [("gid_map", IdKind::Gid), ("uid_map", IdKind::Uid)] {
         let path = format!("/proc/{pid}/{file}");
         let fd = sys::open(&path, libc::O_WRONLY).at("idmap", format!("opening {file}"))?;
-        sys::write_whole(&fd, spec.map_text(kind).as_bytes()).at("idmap", format!("writing {file}"))?;
+        sys::write_whole(&fd, spec.map_text(kind).as_bytes())
+            .at("idmap", format!("writing {file}"))?;
     }
     Ok(())
 }
@@ -271,7 +310,8 @@ fn write_maps(spec: &Spec, pid: i32) -> Result<()> {
 /// Host ids of the guest's root.
 pub(crate) fn root_ids(spec: &Spec) -> Result<(u32, u32)> {
     let (uid, gid) = (spec.host_id(IdKind::Uid, 0), spec.host_id(IdKind::Gid, 0));
-    uid.zip(gid).ok_or_else(|| Fault::new("idmap", FaultCode::Invalid, "idmap does not map id 0"))
+    uid.zip(gid)
+        .ok_or_else(|| Fault::new("idmap", FaultCode::Invalid, "idmap does not map id 0"))
 }
 
 /// The service may be protected from the OOM killer; its guests are not, unless asked for.
@@ -280,17 +320,22 @@ fn set_oom_score(pid: i32, spec: &Spec, host: &Host) -> Result<()> {
     if wanted == host.oom_score_adj {
         return Ok(());
     }
-    let fd = sys::open(&format!("/proc/{pid}/oom_score_adj"), libc::O_WRONLY).at("oom", "opening oom_score_adj")?;
-    sys::write_whole(&fd, wanted.to_string().as_bytes()).at("oom", format!("setting oom_score_adj to {wanted}"))
+    let fd = sys::open(&format!("/proc/{pid}/oom_score_adj"), libc::O_WRONLY)
+        .at("oom", "opening oom_score_adj")?;
+    sys::write_whole(&fd, wanted.to_string().as_bytes())
+        .at("oom", format!("setting oom_score_adj to {wanted}"))
 }
 
 /// A route socket of another namespace: one is bound to where it was made, so the monitor steps over and back.
 fn open_route_in(netns: &OwnedFd, home: &OwnedFd) -> Result<RouteSocket> {
-    sys::setns(netns, libc::CLONE_NEWNET).at("network", "entering the guest's network namespace")?;
+    sys::setns(netns, libc::CLONE_NEWNET)
+        .at("network", "entering the guest's network namespace")?;
     let socket = RouteSocket::open();
     if let Err(e) = sys::setns(home, libc::CLONE_NEWNET) {
         // Everything after this would touch the guest's links instead of the host's.
-        crate::log::line(format_args!("cannot return to the host's network namespace: {e}"));
+        crate::log::line(format_args!(
+            "cannot return to the host's network namespace: {e}"
+        ));
         sys::exit_now(1);
     }
     socket.at("network", "opening a route socket in the guest")

@@ -52,13 +52,24 @@ const LXCFS: [(&str, bool); 9] = [
 pub(super) fn prepare(spec: &Spec, devices_dir: &OwnedFd) -> Result<Prepared> {
     let root = open_attachment(&spec.rootfs, None)?;
     if !sys::is_dir(&root).at("rootfs", "looking at the root filesystem")? {
-        return Err(Fault::new("rootfs", FaultCode::Invalid, "the root filesystem is not a directory"));
+        return Err(Fault::new(
+            "rootfs",
+            FaultCode::Invalid,
+            "the root filesystem is not a directory",
+        ));
     }
     let mut mounts = Vec::new();
     for disk in &spec.mounts {
         match open_attachment(&disk.attachment, None) {
-            Err(e) if disk.optional && matches!(e.errno, libc::ENOENT | libc::ENODEV | libc::ENXIO) => {}
-            Err(e) => return Err(Fault { message: format!("disk {:?}: {}", disk.name, e.message), ..e }),
+            Err(e)
+                if disk.optional
+                    && matches!(e.errno, libc::ENOENT | libc::ENODEV | libc::ENXIO) => {}
+            Err(e) => {
+                return Err(Fault {
+                    message: format!("disk {:?}: {}", disk.name, e.message),
+                    ..e
+                });
+            }
             Ok(tree) => mounts.push((disk.clone(), tree)),
         }
     }
@@ -70,7 +81,14 @@ pub(super) fn prepare(spec: &Spec, devices_dir: &OwnedFd) -> Result<Prepared> {
         Some(dir) => Some(mount::clone_path(dir, false).at("devices", format!("opening {dir}"))?),
         None => None,
     };
-    Ok(Prepared { root, mounts, nodes: host_nodes()?, devices, lxcfs: lxcfs_files(spec)?, dev_lxd })
+    Ok(Prepared {
+        root,
+        mounts,
+        nodes: host_nodes()?,
+        devices,
+        lxcfs: lxcfs_files(spec)?,
+        dev_lxd,
+    })
 }
 
 impl Prepared {
@@ -97,9 +115,15 @@ fn host_nodes() -> Result<Vec<(&'static str, OwnedFd)>> {
             other => other.at("devices", format!("opening {path}"))?,
         };
         let stat = sys::fstat(&tree).at("devices", format!("looking at {path}"))?;
-        if stat.st_mode & libc::S_IFMT != libc::S_IFCHR || stat.st_rdev != libc::makedev(major, minor) {
+        if stat.st_mode & libc::S_IFMT != libc::S_IFCHR
+            || stat.st_rdev != libc::makedev(major, minor)
+        {
             if always {
-                return Err(Fault::new("devices", FaultCode::Invalid, format!("{path} on the host is not device {major}:{minor}")));
+                return Err(Fault::new(
+                    "devices",
+                    FaultCode::Invalid,
+                    format!("{path} on the host is not device {major}:{minor}"),
+                ));
             }
             continue;
         }
@@ -109,7 +133,9 @@ fn host_nodes() -> Result<Vec<(&'static str, OwnedFd)>> {
 }
 
 fn lxcfs_files(spec: &Spec) -> Result<Vec<(&'static str, OwnedFd)>> {
-    let Some(dir) = &spec.lxcfs_dir else { return Ok(Vec::new()) };
+    let Some(dir) = &spec.lxcfs_dir else {
+        return Ok(Vec::new());
+    };
     let mut files = Vec::new();
     for (path, always) in LXCFS {
         match mount::clone_path(&format!("{dir}/{path}"), false) {
@@ -122,9 +148,19 @@ fn lxcfs_files(spec: &Spec) -> Result<Vec<(&'static str, OwnedFd)>> {
 
 /// Makes the node and gives a bind of it. It is owned by the guest's ids, and the bind takes `nodev` of the
 /// file system it lies on away again (run directories are mounted so).
-pub(crate) fn device_node(spec: &Spec, devices_dir: &OwnedFd, device: &DeviceNode) -> Result<OwnedFd> {
+pub(crate) fn device_node(
+    spec: &Spec,
+    devices_dir: &OwnedFd,
+    device: &DeviceNode,
+) -> Result<OwnedFd> {
     let what = |action: &str| format!("{action} device {:?}", device.name);
-    let unmapped = || Fault::new("devices", FaultCode::Invalid, format!("device {:?}: owner is not mapped in the guest", device.name));
+    let unmapped = || {
+        Fault::new(
+            "devices",
+            FaultCode::Invalid,
+            format!("device {:?}: owner is not mapped in the guest", device.name),
+        )
+    };
     let uid = spec.host_id(IdKind::Uid, device.uid).ok_or_else(unmapped)?;
     let gid = spec.host_id(IdKind::Gid, device.gid).ok_or_else(unmapped)?;
     let file = node_file(&device.name);
@@ -133,7 +169,13 @@ pub(crate) fn device_node(spec: &Spec, devices_dir: &OwnedFd, device: &DeviceNod
         NodeKind::Char => libc::S_IFCHR,
         NodeKind::Block => libc::S_IFBLK,
     };
-    sys::mknodat(devices_dir, &file, kind | device.mode, libc::makedev(device.major, device.minor)).at("devices", what("making"))?;
+    sys::mknodat(
+        devices_dir,
+        &file,
+        kind | device.mode,
+        libc::makedev(device.major, device.minor),
+    )
+    .at("devices", what("making"))?;
     // mknod's mode went through the umask.
     let mode = rustix::fs::Mode::from_raw_mode(device.mode);
     rustix::fs::chmodat(devices_dir, &file, mode, rustix::fs::AtFlags::empty())
@@ -155,5 +197,13 @@ pub(crate) fn remove_node(devices_dir: &OwnedFd, name: &str) -> io::Result<()> {
 
 /// Device names are free text.
 fn node_file(name: &str) -> String {
-    name.bytes().map(|b| if b.is_ascii_alphanumeric() { (b as char).to_string() } else { format!("-{b:02x}") }).collect()
+    name.bytes()
+        .map(|b| {
+            if b.is_ascii_alphanumeric() {
+                (b as char).to_string()
+            } else {
+                format!("-{b:02x}")
+            }
+        })
+        .collect()
 }

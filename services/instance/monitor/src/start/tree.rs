@@ -25,7 +25,9 @@ pub(super) fn plain_dir(root: impl AsFd, name: &str) -> Result<OwnedFd> {
     opened.map_err(|e| {
         let text = format!("/{name} in the guest's root filesystem is not a directory");
         match e.raw_os_error() {
-            Some(libc::ELOOP | libc::ENOTDIR) => Fault::io("rootfs", &e, text).with_code(FaultCode::Invalid),
+            Some(libc::ELOOP | libc::ENOTDIR) => {
+                Fault::io("rootfs", &e, text).with_code(FaultCode::Invalid)
+            }
             _ => Fault::io("rootfs", &e, format!("opening /{name}")),
         }
     })
@@ -35,7 +37,11 @@ pub(super) fn plain_dir(root: impl AsFd, name: &str) -> Result<OwnedFd> {
 /// file) where missing. Links are followed inside the root.
 pub(crate) fn target(root: impl AsFd + Copy, path: &str, directory: bool) -> io::Result<OwnedFd> {
     let resolve = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS;
-    let kind = if directory { libc::O_PATH | libc::O_DIRECTORY } else { libc::O_PATH };
+    let kind = if directory {
+        libc::O_PATH | libc::O_DIRECTORY
+    } else {
+        libc::O_PATH
+    };
     let path = path.trim_end_matches('/');
     if path.is_empty() {
         return sys::openat2(root, "/", libc::O_PATH | libc::O_DIRECTORY, 0, resolve);
@@ -49,7 +55,13 @@ pub(crate) fn target(root: impl AsFd + Copy, path: &str, directory: bool) -> io:
     let made = if directory {
         sys::mkdirat(&parent, leaf, 0o755)
     } else {
-        sys::openat(&parent, leaf, libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY, 0o644).map(|_| ())
+        sys::openat(
+            &parent,
+            leaf,
+            libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY,
+            0o644,
+        )
+        .map(|_| ())
     };
     match made {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),

@@ -11,11 +11,19 @@ pub mod socket;
 
 /// -1 → errno.
 pub fn check(value: i32) -> io::Result<i32> {
-    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+    if value < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
 }
 
 fn check_long(value: libc::c_long) -> io::Result<i32> {
-    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value as i32) }
+    if value < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value as i32)
+    }
 }
 
 /// Takes ownership of a descriptor a raw call returned.
@@ -82,7 +90,10 @@ pub(crate) fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<O
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
     match check_long(pid)? {
         0 => Ok(None),
-        pid => Ok(Some(Child { pid, pidfd: own(pidfd)? })),
+        pid => Ok(Some(Child {
+            pid,
+            pidfd: own(pidfd)?,
+        })),
     }
 }
 
@@ -104,7 +115,13 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 pub(crate) fn pidfd_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     // SAFETY: plain integers, no siginfo.
     let sent = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, 0usize, 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            0usize,
+            0,
+        )
     };
     check_long(sent).map(|_| ())
 }
@@ -132,7 +149,11 @@ pub(crate) fn wait_for(pid: i32) -> io::Result<i32> {
 
 /// Marks (or closes) every descriptor from `first` on.
 pub(crate) fn close_range(first: u32, last: u32, cloexec: bool) -> io::Result<()> {
-    let flags = if cloexec { libc::CLOSE_RANGE_CLOEXEC } else { 0 };
+    let flags = if cloexec {
+        libc::CLOSE_RANGE_CLOEXEC
+    } else {
+        0
+    };
     // SAFETY: closing is what the caller asks for; it owns nothing in the range it still uses.
     check_long(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(|_| ())
 }
@@ -156,9 +177,19 @@ pub const RESOLVE_BENEATH: u64 = 0x08;
 pub const RESOLVE_IN_ROOT: u64 = 0x10;
 
 /// openat2(2); O_CLOEXEC always.
-pub fn openat2(dir: impl AsFd, path: &str, flags: i32, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
+pub fn openat2(
+    dir: impl AsFd,
+    path: &str,
+    flags: i32,
+    mode: u32,
+    resolve: u64,
+) -> io::Result<OwnedFd> {
     let path = cstring(path)?;
-    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode as u64, resolve };
+    let how = OpenHow {
+        flags: (flags | libc::O_CLOEXEC) as u64,
+        mode: mode as u64,
+        resolve,
+    };
     loop {
         // SAFETY: path and how live over the call, the size is how's.
         let fd = unsafe {
@@ -182,7 +213,14 @@ pub fn openat2(dir: impl AsFd, path: &str, flags: i32, mode: u32, resolve: u64) 
 pub fn openat(dir: impl AsFd, path: &str, flags: i32, mode: u32) -> io::Result<OwnedFd> {
     let path = cstring(path)?;
     // SAFETY: path lives over the call.
-    own(unsafe { libc::openat(dir.as_fd().as_raw_fd(), path.as_ptr(), flags | libc::O_CLOEXEC, mode) })
+    own(unsafe {
+        libc::openat(
+            dir.as_fd().as_raw_fd(),
+            path.as_ptr(),
+            flags | libc::O_CLOEXEC,
+            mode,
+        )
+    })
 }
 
 /// open(2) of an absolute host path with O_CLOEXEC.
@@ -201,7 +239,8 @@ pub(crate) fn mkdirat(dir: impl AsFd, name: &str, mode: u32) -> io::Result<()> {
 pub(crate) fn symlinkat(target: &str, dir: impl AsFd, name: &str) -> io::Result<()> {
     let (target, name) = (cstring(target)?, cstring(name)?);
     // SAFETY: both live over the call.
-    check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_fd().as_raw_fd(), name.as_ptr()) }).map(|_| ())
+    check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_fd().as_raw_fd(), name.as_ptr()) })
+        .map(|_| ())
 }
 
 pub(crate) fn unlinkat(dir: impl AsFd, name: &str, flags: i32) -> io::Result<()> {
@@ -213,21 +252,30 @@ pub(crate) fn unlinkat(dir: impl AsFd, name: &str, flags: i32) -> io::Result<()>
 pub(crate) fn mknodat(dir: impl AsFd, name: &str, mode: u32, device: u64) -> io::Result<()> {
     let name = cstring(name)?;
     // SAFETY: name lives over the call.
-    check(unsafe { libc::mknodat(dir.as_fd().as_raw_fd(), name.as_ptr(), mode, device) }).map(|_| ())
+    check(unsafe { libc::mknodat(dir.as_fd().as_raw_fd(), name.as_ptr(), mode, device) })
+        .map(|_| ())
 }
 
 pub(crate) fn fchownat(dir: impl AsFd, name: &str, uid: u32, gid: u32) -> io::Result<()> {
     let name = cstring(name)?;
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
     // SAFETY: name lives over the call.
-    check(unsafe { libc::fchownat(dir.as_fd().as_raw_fd(), name.as_ptr(), uid, gid, flags) }).map(|_| ())
+    check(unsafe { libc::fchownat(dir.as_fd().as_raw_fd(), name.as_ptr(), uid, gid, flags) })
+        .map(|_| ())
 }
 
 pub(crate) fn fstat(fd: impl AsFd) -> io::Result<libc::stat> {
     // SAFETY: an all-zero stat is a valid value; the kernel fills it.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `stat` lives over the call; AT_EMPTY_PATH makes it work on O_PATH descriptors as well.
-    check(unsafe { libc::fstatat(fd.as_fd().as_raw_fd(), c"".as_ptr(), &mut stat, libc::AT_EMPTY_PATH) })?;
+    check(unsafe {
+        libc::fstatat(
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            &mut stat,
+            libc::AT_EMPTY_PATH,
+        )
+    })?;
     Ok(stat)
 }
 
@@ -238,14 +286,28 @@ pub(crate) fn is_dir(fd: impl AsFd) -> io::Result<bool> {
 /// read(2); 0 is the end.
 pub(crate) fn read(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer lives over the call and is as long as said.
-    let n = unsafe { libc::read(fd.as_fd().as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+    let n = unsafe {
+        libc::read(
+            fd.as_fd().as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+        )
+    };
+    if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(n as usize)
+    }
 }
 
 pub(crate) fn write(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the bytes live over the call.
     let n = unsafe { libc::write(fd.as_fd().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
-    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+    if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(n as usize)
+    }
 }
 
 /// One write that must take everything: kernel files have no partial writes.
@@ -312,9 +374,19 @@ pub(crate) fn seccomp(program: &[u8]) -> io::Result<()> {
             k: u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
         })
         .collect();
-    let program = libc::sock_fprog { len: filters.len() as u16, filter: filters.as_mut_ptr() };
+    let program = libc::sock_fprog {
+        len: filters.len() as u16,
+        filter: filters.as_mut_ptr(),
+    };
     // SAFETY: the program and its filters live over the call.
-    let set = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) };
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &program,
+        )
+    };
     check_long(set).map(|_| ())
 }
 
@@ -329,7 +401,12 @@ pub(crate) fn reset_signals() -> io::Result<()> {
         }
         let mut empty: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut empty);
-        check(libc::sigprocmask(libc::SIG_SETMASK, &empty, std::ptr::null_mut())).map(|_| ())
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &empty,
+            std::ptr::null_mut(),
+        ))
+        .map(|_| ())
     }
 }
 

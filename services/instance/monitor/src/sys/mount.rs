@@ -71,7 +71,8 @@ pub(crate) fn clone_path(path: &str, recursive: bool) -> io::Result<OwnedFd> {
 
 /// Attaches a detached mount on what `target` is, no path involved.
 pub(crate) fn attach(tree: impl AsFd, target: impl AsFd) -> io::Result<()> {
-    let flags = rx::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | rx::MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    let flags =
+        rx::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | rx::MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rx::move_mount(tree, "", target, "", flags)?)
 }
 
@@ -118,7 +119,13 @@ pub(crate) fn propagation(path: &str, kind: libc::c_ulong) -> io::Result<()> {
     let path = cstring(path)?;
     // SAFETY: path lives over the call; the others may be null for a propagation change.
     let done = unsafe {
-        libc::mount(std::ptr::null(), path.as_ptr(), std::ptr::null(), libc::MS_REC | kind, std::ptr::null())
+        libc::mount(
+            std::ptr::null(),
+            path.as_ptr(),
+            std::ptr::null(),
+            libc::MS_REC | kind,
+            std::ptr::null(),
+        )
     };
     check(done).map(|_| ())
 }
@@ -137,5 +144,6 @@ pub(crate) fn pivot_into_cwd() -> io::Result<()> {
 pub(crate) fn unmount_in_cwd(name: &str) -> io::Result<()> {
     let name = cstring(name)?;
     // SAFETY: name lives over the call.
-    check(unsafe { libc::umount2(name.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(|_| ())
+    check(unsafe { libc::umount2(name.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) })
+        .map(|_| ())
 }

@@ -16,13 +16,18 @@ pub(crate) struct Poller(OwnedFd);
 impl Poller {
     pub(crate) fn new() -> io::Result<Poller> {
         // SAFETY: plain integer.
-        Ok(Poller(own(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?))
+        Ok(Poller(own(unsafe {
+            libc::epoll_create1(libc::EPOLL_CLOEXEC)
+        })?))
     }
 
     fn control(&self, op: i32, fd: &impl AsFd, token: u64, events: u32) -> io::Result<()> {
         let mut event = libc::epoll_event { events, u64: token };
         // SAFETY: event lives over the call.
-        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), op, fd.as_fd().as_raw_fd(), &mut event) }).map(|_| ())
+        check(unsafe {
+            libc::epoll_ctl(self.0.as_raw_fd(), op, fd.as_fd().as_raw_fd(), &mut event)
+        })
+        .map(|_| ())
     }
 
     pub(crate) fn add(&self, fd: &impl AsFd, token: u64, events: u32) -> io::Result<()> {
@@ -41,11 +46,16 @@ impl Poller {
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<(u64, u32)>> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 32];
         // Rounded up: waking a moment too early would spin.
-        let timeout = timeout.map_or(-1, |t| t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
+        let timeout = timeout.map_or(-1, |t| {
+            t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32
+        });
         // SAFETY: room for 32 events.
         let n = unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), 32, timeout) };
         match check(n) {
-            Ok(n) => Ok(events[..n as usize].iter().map(|e| (e.u64, e.events)).collect()),
+            Ok(n) => Ok(events[..n as usize]
+                .iter()
+                .map(|e| (e.u64, e.events))
+                .collect()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(Vec::new()),
             Err(e) => Err(e),
         }
@@ -61,8 +71,16 @@ pub(crate) fn signals(list: &[i32]) -> io::Result<OwnedFd> {
         for &signal in list {
             libc::sigaddset(&mut set, signal);
         }
-        check(libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
-        own(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))
+        check(libc::sigprocmask(
+            libc::SIG_BLOCK,
+            &set,
+            std::ptr::null_mut(),
+        ))?;
+        own(libc::signalfd(
+            -1,
+            &set,
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+        ))
     }
 }
 

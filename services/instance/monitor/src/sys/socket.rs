@@ -13,7 +13,12 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
     // SAFETY: room for two descriptors.
     check(unsafe {
-        libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr())
+        libc::socketpair(
+            libc::AF_UNIX,
+            libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC,
+            0,
+            fds.as_mut_ptr(),
+        )
     })?;
     Ok((own(fds[0])?, own(fds[1])?))
 }
@@ -23,8 +28,14 @@ struct Control([u8; 64]);
 
 /// sendmsg(2) with MSG_NOSIGNAL; the descriptors go with the first byte taken.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[impl AsFd]) -> io::Result<usize> {
-    assert!(fds.len() <= MAX_FDS, "more descriptors than the control buffer holds");
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    assert!(
+        fds.len() <= MAX_FDS,
+        "more descriptors than the control buffer holds"
+    );
+    let mut iov = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
     let mut control = Control([0; 64]);
     // SAFETY: an all-zero msghdr is valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -48,12 +59,23 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[impl AsFd]) -> io::Result<us
     }
     // SAFETY: message and everything it points to live over the call.
     let n = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
-    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+    if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(n as usize)
+    }
 }
 
 /// recvmsg(2): bytes read (0: closed) and descriptors, close-on-exec. `flags` e.g. MSG_DONTWAIT.
-pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: i32) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+pub fn receive(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    flags: i32,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut iov = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     let mut control = Control([0; 64]);
     // SAFETY: an all-zero msghdr is valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -64,7 +86,11 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: i32) -> io::Result<(
     let n = loop {
         // SAFETY: message and everything it points to live over the call.
         let n = unsafe {
-            libc::recvmsg(socket.as_fd().as_raw_fd(), &mut message, flags | libc::MSG_CMSG_CLOEXEC)
+            libc::recvmsg(
+                socket.as_fd().as_raw_fd(),
+                &mut message,
+                flags | libc::MSG_CMSG_CLOEXEC,
+            )
         };
         if n >= 0 {
             break n as usize;
@@ -95,7 +121,11 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: i32) -> io::Result<(
 
 /// uid of the other side.
 pub(crate) fn peer_uid(socket: impl AsFd) -> io::Result<u32> {
-    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut credentials = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
     let mut length = size_of::<libc::ucred>() as u32;
     // SAFETY: the value is as long as said and lives over the call.
     check(unsafe {
@@ -112,7 +142,10 @@ pub(crate) fn peer_uid(socket: impl AsFd) -> io::Result<u32> {
 
 /// Bounds every blocking receive.
 pub(crate) fn receive_timeout(socket: impl AsFd, seconds: i64) -> io::Result<()> {
-    let time = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let time = libc::timeval {
+        tv_sec: seconds,
+        tv_usec: 0,
+    };
     // SAFETY: the value is as long as said and lives over the call.
     check(unsafe {
         libc::setsockopt(

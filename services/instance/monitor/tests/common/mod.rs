@@ -1,5 +1,5 @@
 //! A guest with a busybox root filesystem, in namespaces and cgroups of the test's own.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -29,27 +29,61 @@ pub struct Guest {
 pub fn enter_namespaces() {
     // SAFETY: plain integers.
     let done = unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS | libc::CLONE_NEWNET) };
-    assert_eq!(done, 0, "these tests need root: {}", std::io::Error::last_os_error());
-    let private = std::process::Command::new("mount").args(["--make-rprivate", "/"]).status().unwrap();
+    assert_eq!(
+        done,
+        0,
+        "these tests need root: {}",
+        std::io::Error::last_os_error()
+    );
+    let private = std::process::Command::new("mount")
+        .args(["--make-rprivate", "/"])
+        .status()
+        .unwrap();
     assert!(private.success());
 }
 
 /// A root filesystem with busybox as everything. `init` is a shell script run by pid 1 (busybox init runs rcS).
 pub fn busybox_root(root: &Path) {
-    for dir in ["bin", "sbin", "etc/init.d", "proc", "sys", "dev", "tmp", "root", "mnt", "usr/bin"] {
+    for dir in [
+        "bin",
+        "sbin",
+        "etc/init.d",
+        "proc",
+        "sys",
+        "dev",
+        "tmp",
+        "root",
+        "mnt",
+        "usr/bin",
+    ] {
         std::fs::create_dir_all(root.join(dir)).unwrap();
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists()).expect("busybox-static is installed");
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .find(|p| Path::new(p).exists())
+        .expect("busybox-static is installed");
     std::fs::copy(busybox, root.join("bin/busybox")).unwrap();
-    for name in ["sh", "cat", "ls", "sleep", "id", "stty", "kill", "mount", "dd", "head", "ip", "nproc", "true", "echo", "hostname", "mkdir", "wc", "env", "tty", "grep", "touch", "stat", "readlink", "yes"] {
+    for name in [
+        "sh", "cat", "ls", "sleep", "id", "stty", "kill", "mount", "dd", "head", "ip", "nproc",
+        "true", "echo", "hostname", "mkdir", "wc", "env", "tty", "grep", "touch", "stat",
+        "readlink", "yes",
+    ] {
         symlink("busybox", root.join("bin").join(name)).unwrap();
     }
     for name in ["init", "reboot", "poweroff", "halt"] {
         symlink("../bin/busybox", root.join("sbin").join(name)).unwrap();
     }
-    std::fs::write(root.join("etc/inittab"), "::sysinit:/bin/sh /etc/init.d/rcS\n::ctrlaltdel:/sbin/reboot\n::shutdown:/bin/true\n").unwrap();
+    std::fs::write(
+        root.join("etc/inittab"),
+        "::sysinit:/bin/sh /etc/init.d/rcS\n::ctrlaltdel:/sbin/reboot\n::shutdown:/bin/true\n",
+    )
+    .unwrap();
     std::fs::write(root.join("etc/init.d/rcS"), "echo booted\n").unwrap();
-    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nu:x:1000:1000::/:/bin/sh\n").unwrap();
+    std::fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nu:x:1000:1000::/:/bin/sh\n",
+    )
+    .unwrap();
     std::fs::write(root.join("bin/plain"), "not executable").unwrap();
     std::fs::set_permissions(root.join("bin/plain"), PermissionsExt::from_mode(0o644)).unwrap();
 }
@@ -73,11 +107,19 @@ pub fn spec(dir: &Path) -> Spec {
         init: vec![],
         init_env: vec![],
         hostname: format!("t{number}"),
-        idmap: vec![IdMap { kind: IdKind::Both, host: HOST_BASE, ns: 0, len: 65536 }],
+        idmap: vec![IdMap {
+            kind: IdKind::Both,
+            host: HOST_BASE,
+            ns: 0,
+            len: 65536,
+        }],
         privileged: false,
         nesting: false,
         rootfs: Attachment {
-            source: Source::HostPath { path: text("root"), recursive: false },
+            source: Source::HostPath {
+                path: text("root"),
+                recursive: false,
+            },
             attr: MountAttr::default(),
             fs_uuid: None,
             ownership: Ownership::Raw,
@@ -120,15 +162,26 @@ pub fn try_guest(change: impl FnOnce(&mut Spec, &Path)) -> Result<Guest, Fault> 
     busybox_root(&dir.path().join("root"));
     let mut spec = spec(dir.path());
     change(&mut spec, &dir.path().join("root"));
-    let mut guest = Guest { dir, spec, init_pid: 0, monitor_pid: 0 };
+    let mut guest = Guest {
+        dir,
+        spec,
+        init_pid: 0,
+        monitor_pid: 0,
+    };
     guest.start()?;
     Ok(guest)
 }
 
 impl Guest {
     pub fn start(&mut self) -> Result<(), Fault> {
-        match spawn::start(MONITOR, &self.spec)? {
-            StartReport::Ok { init_pid, monitor_pid, .. } => {
+        // Another program in its place (a tracer, an older release) for finding out.
+        let binary = std::env::var("BERTH_TEST_MONITOR").unwrap_or_else(|_| MONITOR.into());
+        match spawn::start(binary, &self.spec)? {
+            StartReport::Ok {
+                init_pid,
+                monitor_pid,
+                ..
+            } => {
                 self.init_pid = init_pid;
                 self.monitor_pid = monitor_pid;
                 Ok(())
@@ -155,14 +208,18 @@ impl Guest {
     pub fn exec(&self, start: StartExec) -> (String, i32) {
         let mut client = self.client();
         let id = start.exec_id.clone();
-        client.call(Request::StartExec(start)).unwrap_or_else(|e| panic!("{e}"));
+        client
+            .call(Request::StartExec(start))
+            .unwrap_or_else(|e| panic!("{e}"));
         let (output, status) = follow(&mut client, &id);
         client.call(Request::DeleteExec { exec_id: id }).unwrap();
         (output, status.shell_code())
     }
 
     pub fn stop(&self) {
-        self.client().call(Request::Stop { how: StopHow::Kill }).unwrap();
+        self.client()
+            .call(Request::Stop { how: StopHow::Kill })
+            .unwrap();
     }
 
     pub fn status_json(&self) -> Ended {
@@ -173,12 +230,23 @@ impl Guest {
     /// Directories of this guest in all hierarchies.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let name = format!("{}/{}", self.spec.cgroup.parent, self.spec.cgroup.name);
-        hierarchies().into_iter().map(|h| h.join(&name)).filter(|p| p.exists()).collect()
+        hierarchies()
+            .into_iter()
+            .map(|h| h.join(&name))
+            .filter(|p| p.exists())
+            .collect()
     }
 
     pub fn cgroup_file(&self, hierarchy: &str, file: &str) -> String {
-        let path = Path::new(CGROUPS).join(hierarchy).join(&self.spec.cgroup.parent).join(&self.spec.cgroup.name).join(file);
-        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).trim().to_owned()
+        let path = Path::new(CGROUPS)
+            .join(hierarchy)
+            .join(&self.spec.cgroup.parent)
+            .join(&self.spec.cgroup.name)
+            .join(file);
+        std::fs::read_to_string(&path)
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+            .trim()
+            .to_owned()
     }
 
     pub fn log(&self) -> String {
@@ -186,7 +254,14 @@ impl Guest {
     }
 
     pub fn console(&self) -> String {
-        String::from_utf8_lossy(&self.client().call_with(Request::GetConsoleLog, &[]).unwrap().1).into_owned()
+        String::from_utf8_lossy(
+            &self
+                .client()
+                .call_with(Request::GetConsoleLog, &[])
+                .unwrap()
+                .1,
+        )
+        .into_owned()
     }
 }
 
@@ -201,14 +276,23 @@ impl Drop for Guest {
             let _ = std::fs::remove_dir(parent);
         }
         if std::thread::panicking() {
-            eprintln!("monitor.log:\n{}", std::fs::read_to_string(Path::new(&self.spec.log_dir).join("monitor.log")).unwrap_or_default());
+            eprintln!(
+                "monitor.log:\n{}",
+                std::fs::read_to_string(Path::new(&self.spec.log_dir).join("monitor.log"))
+                    .unwrap_or_default()
+            );
         }
     }
 }
 
 fn hierarchies() -> Vec<PathBuf> {
     let mut all = vec![PathBuf::from(CGROUPS)];
-    all.extend(std::fs::read_dir(CGROUPS).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("cgroup.procs").exists()));
+    all.extend(
+        std::fs::read_dir(CGROUPS)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.join("cgroup.procs").exists()),
+    );
     all
 }
 
@@ -217,7 +301,10 @@ pub fn exec_of(argv: &[&str]) -> StartExec {
     StartExec {
         exec_id: format!("e{number}"),
         argv: argv.iter().map(|a| (*a).to_owned()).collect(),
-        env: vec![("PATH".into(), "/usr/bin:/sbin:/bin".into()), ("HOME".into(), "/root".into())],
+        env: vec![
+            ("PATH".into(), "/usr/bin:/sbin:/bin".into()),
+            ("HOME".into(), "/root".into()),
+        ],
         cwd: None,
         uid: 0,
         gid: 0,
@@ -229,20 +316,45 @@ pub fn exec_of(argv: &[&str]) -> StartExec {
 
 /// Attaches from the start, acknowledges all, gives both streams in order of arrival and the exit.
 pub fn follow(client: &mut Client, id: &str) -> (String, ExitStatus) {
-    client.call(Request::AttachExec { exec_id: id.into(), stdout_offset: 0, stderr_offset: 0 }).unwrap();
+    client
+        .call(Request::AttachExec {
+            exec_id: id.into(),
+            stdout_offset: 0,
+            stderr_offset: 0,
+        })
+        .unwrap();
     let mut output = Vec::new();
     let mut ends = [0u64; 2];
     loop {
         match client.event().unwrap() {
-            (Event::ExecOutput { exec_id, stream, offset }, payload) if exec_id == id => {
+            (
+                Event::ExecOutput {
+                    exec_id,
+                    stream,
+                    offset,
+                },
+                payload,
+            ) if exec_id == id => {
                 let end = &mut ends[usize::from(stream == Stream::Stderr)];
                 assert_eq!(*end, offset, "output without gaps");
                 *end += payload.len() as u64;
                 output.extend(payload);
-                let ack = Request::AckExec { exec_id, stdout: ends[0], stderr: ends[1] };
+                let ack = Request::AckExec {
+                    exec_id,
+                    stdout: ends[0],
+                    stderr: ends[1],
+                };
                 client.cast(ack, &[]).unwrap();
             }
-            (Event::ExecExited { exec_id, status, stdout_end, stderr_end }, _) if exec_id == id => {
+            (
+                Event::ExecExited {
+                    exec_id,
+                    status,
+                    stdout_end,
+                    stderr_end,
+                },
+                _,
+            ) if exec_id == id => {
                 assert_eq!(ends, [stdout_end, stderr_end]);
                 return (String::from_utf8_lossy(&output).into_owned(), status);
             }
