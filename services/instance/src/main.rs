@@ -1,1 +1,87 @@
-fn main() {}
+//! `berth-instance`: reads its configuration, takes over running guests, serves.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use berth_instance::app::{self, App};
+use berth_instance::config::{Config, ENV_PREFIX};
+use berth_instance::host::facts::Facts;
+use berth_instance::runtime::host::Host;
+use berth_instance::runtime::{Runtime, scope};
+use berth_instance::store::Records;
+use berth_instance::{grpc, host};
+use berth_server::{Args, Server, Startup};
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(scope::HOLDER) {
+        scope::hold();
+    }
+    let args = Args::parse_for("berth-instance", "Runs instances and keeps their configuration");
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("berth-instance: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let startup = args.load::<Config>(ENV_PREFIX)?;
+    let (config, purge) = match startup {
+        Startup::Serve(config) => (config, false),
+        Startup::Purge(config) => (config, true),
+        Startup::Done => return Ok(()),
+    };
+    config.check().map_err(anyhow::Error::msg)?;
+    let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    threads.block_on(async {
+        if purge { remove_all(&config).await } else { serve(config).await }
+    })
+}
+
+fn monitors(config: &Config, unified_parent: Option<&str>) -> anyhow::Result<Host> {
+    let mut cgroup_parents = vec![config.cgroup_parent.clone()];
+    cgroup_parents.extend(unified_parent.map(str::to_owned));
+    let host = Host {
+        run_dir: config.run_dir.clone(),
+        log_dir: config.log_dir(),
+        monitor: config.monitor()?,
+        cgroup_parents,
+        host_mount_ns: config.host_mount_ns.clone(),
+    };
+    host.prepare().with_context(|| format!("making {}", config.run_dir.display()))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let _telemetry = berth_server::telemetry("berth-instance", &config.server)?;
+    let facts = Facts::read().context("reading facts of the host")?;
+    let unified = scope::for_guests(&config).await?;
+    let monitors: Arc<dyn Runtime> = Arc::new(monitors(&config, unified.as_deref())?);
+    let node = config.node.clone().unwrap_or_else(|| facts.hostname.clone());
+    let records = Records::open(&config.server.database(), &node).await?;
+    let settings = config.settings(unified);
+    let app = App::open(settings, facts, records, monitors, grpc::ENCODE).await?;
+    let adopted = app.recover().await?;
+    tracing::info!(adopted, "guests taken over");
+    let starting = app.clone();
+    // The API is up before the first guest: a hundred of them may take their time.
+    tokio::spawn(async move {
+        match starting.autostart().await {
+            Ok(0) => {}
+            Ok(started) => tracing::info!(started, "guests started after the boot"),
+            Err(error) => tracing::error!(%error, "autostart"),
+        }
+    });
+    grpc::serve(Server::new("berth-instance", &config.server), app).serve().await?;
+    Ok(())
+}
+
+async fn remove_all(config: &Config) -> anyhow::Result<()> {
+    let monitors = monitors(config, None)?;
+    let left = app::purge(&monitors).await?;
+    host::cgroup::remove_empty_parent(&config.cgroup_parent)?;
+    anyhow::ensure!(left.is_empty(), "these guests could not be removed: {}", left.join(", "));
+    Ok(())
+}

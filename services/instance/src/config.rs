@@ -1,0 +1,148 @@
+//! The service's configuration file.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_server::ServerConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::app::Settings;
+
+/// Name of the service's socket and directory.
+pub const SERVICE: &str = "instance";
+/// Prefix of environment variables that go over the file.
+pub const ENV_PREFIX: &str = "BERTH_INSTANCE";
+
+/// Every key of the file; what is not there has these defaults.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: ServerConfig,
+    /// Rows of a shared database that are this host's; the hostname when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Sockets of monitors, on a filesystem that does not outlive a boot.
+    pub run_dir: PathBuf,
+    /// Logs of instances; `logs` in `server.state_dir` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_dir: Option<PathBuf>,
+    /// The `berth-monitor` binary; beside this one when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<PathBuf>,
+    /// First host id given to guests, and how many there are.
+    pub id_base: u32,
+    pub id_count: u32,
+    /// Ids of one guest, unless `security.idmap.size` says otherwise.
+    pub id_length: u32,
+    /// Directory below each cgroup hierarchy's root for guests.
+    pub cgroup_parent: String,
+    /// Mount namespace for host paths, e.g. `/proc/1/ns/mnt`; the service's own when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_mount_ns: Option<String>,
+    /// Where lxcfs is mounted; empty: guests see the host's CPUs and memory.
+    pub lxcfs_dir: PathBuf,
+    /// Milliseconds that a guest's state may take to be told.
+    pub state_deadline_ms: u64,
+    /// Start guests after the host booted.
+    pub autostart: bool,
+    /// How many of one priority start at once.
+    pub autostart_parallel: usize,
+    /// Under systemd, ask it for a delegated scope for guests.
+    pub systemd_scope: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            server: ServerConfig::for_service(SERVICE),
+            node: None,
+            run_dir: PathBuf::from("/run/berth/instances"),
+            log_dir: None,
+            monitor: None,
+            id_base: 1_000_000,
+            id_count: 1_000_000_000,
+            id_length: 65_536,
+            cgroup_parent: "berth".to_owned(),
+            host_mount_ns: None,
+            lxcfs_dir: PathBuf::from("/var/lib/lxcfs"),
+            state_deadline_ms: 200,
+            autostart: true,
+            autostart_parallel: 8,
+            systemd_scope: true,
+        }
+    }
+}
+
+impl Config {
+    /// What is wrong with it, as a sentence that names the key.
+    pub fn check(&self) -> Result<(), String> {
+        if self.id_base < 65_536 {
+            return Err("id_base: the first 65536 ids are the host's own".to_owned());
+        }
+        if self.id_base.checked_add(self.id_count).is_none() {
+            return Err("id_count: the range ends beyond the last id".to_owned());
+        }
+        if !(1..=self.id_count).contains(&self.id_length) {
+            return Err("id_length: no guest fits into id_count".to_owned());
+        }
+        let plain = |part: &str| !matches!(part, "" | "." | "..");
+        if !self.cgroup_parent.split('/').all(plain) {
+            return Err("cgroup_parent: not a plain relative path".to_owned());
+        }
+        if !self.run_dir.is_absolute() {
+            return Err("run_dir: not an absolute path".to_owned());
+        }
+        Ok(())
+    }
+
+    pub fn log_dir(&self) -> PathBuf {
+        self.log_dir.clone().unwrap_or_else(|| self.server.state_dir.join("logs"))
+    }
+
+    /// The monitor's binary, by default the one installed beside this program.
+    pub fn monitor(&self) -> std::io::Result<PathBuf> {
+        if let Some(path) = &self.monitor {
+            return Ok(path.clone());
+        }
+        let own = std::env::current_exe()?;
+        Ok(own.parent().unwrap_or(Path::new("/")).join("berth-monitor"))
+    }
+
+    /// What use cases need of it. `unified_parent`: the delegated scope, where there is one.
+    pub fn settings(&self, unified_parent: Option<String>) -> Settings {
+        let lxcfs = Some(self.lxcfs_dir.clone()).filter(|dir| !dir.as_os_str().is_empty());
+        Settings {
+            id_base: self.id_base,
+            id_count: self.id_count,
+            id_length: self.id_length,
+            cgroup_parent: self.cgroup_parent.clone(),
+            unified_parent,
+            host_mount_ns: self.host_mount_ns.clone(),
+            lxcfs_dir: lxcfs,
+            state_deadline: Duration::from_millis(self.state_deadline_ms),
+            autostart: self.autostart,
+            autostart_parallel: self.autostart_parallel,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_wrong_values_are_named() {
+        assert_eq!(Config::default().check(), Ok(()));
+        for (change, key) in [
+            ((|c: &mut Config| c.id_base = 0) as fn(&mut Config), "id_base"),
+            (|c| c.id_count = u32::MAX, "id_count"),
+            (|c| c.id_length = 0, "id_length"),
+            (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
+            (|c| c.run_dir = "run".into(), "run_dir"),
+        ] {
+            let mut config = Config::default();
+            change(&mut config);
+            assert!(config.check().unwrap_err().starts_with(key));
+        }
+    }
+}
