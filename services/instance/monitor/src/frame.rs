@@ -55,7 +55,10 @@ impl Decoder {
     }
 
     /// The next whole frame, `None` when more bytes are needed.
-    #[allow(clippy::should_implement_trait, reason = "generic over the message, which an iterator cannot be")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "generic over the message, which an iterator cannot be"
+    )]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<u8>)>, FrameError> {
         let data = &self.buffer[self.start..];
         let Some(total) = read_u32(data, 0) else {

@@ -201,7 +201,8 @@ fn an_init_that_fails_is_a_crash() {
 #[test]
 fn a_failed_start_says_where_and_leaves_nothing() {
     enter_namespaces();
-    let cases: [(&str, fn(&mut berth_monitor::spec::Spec)); 4] = [
+    type Break = fn(&mut berth_monitor::spec::Spec);
+    let cases: [(&str, Break); 4] = [
         ("init", |s| s.init = vec!["/bin/missing".into()]),
         ("attachment", |s| {
             s.rootfs.source = berth_monitor::spec::Source::HostPath {

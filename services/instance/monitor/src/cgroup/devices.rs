@@ -295,6 +295,19 @@ mod tests {
         assert!(!allowed(&program, block, rw, 1, 3));
     }
 
+    /// Needs root, like the tests beside the sources; the verifier is the judge.
+    #[test]
+    fn the_kernel_takes_the_program() {
+        load(&assemble(&rules(&[]))).unwrap();
+        let unreachable = [Instruction {
+            code: EXIT,
+            registers: 0,
+            offset: 0,
+            immediate: 0,
+        }];
+        assert!(load(&unreachable).is_err(), "r0 was never set");
+    }
+
     #[test]
     fn v1_lines() {
         let text: Vec<String> = rules(&[]).iter().map(line).collect();

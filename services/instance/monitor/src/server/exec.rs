@@ -1,12 +1,11 @@
 //! Programs run in the guest for clients: each a resource with an id, kept output and a status.
 
-use std::collections::VecDeque;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::console::set_size;
 use super::exec_child::{self, ExecContext};
+use super::exec_streams::{Output, Stdin, Stdio, make_pipes};
 use super::freeze::refuse_frozen;
 use super::watch::{Token, Watched};
 use super::{Asker, Monitor, invalid, not_found, wrong_state};
@@ -15,11 +14,10 @@ use crate::protocol::{
     CHUNK, EXEC_LINGER_SECONDS, EXEC_WINDOW, Event, ExecState, ExitStatus, PtySize, Reply,
     StartExec, Stream,
 };
-use crate::ring::Ring;
 use crate::spec::IdKind;
 use crate::start::{self, devfs};
 use crate::sys;
-use crate::sys::poll::{IN, OUT, Poller};
+use crate::sys::poll::IN;
 
 /// After a program's end its terminal may still be held open by what it left behind, and the kernel moves
 /// the last bytes through it by a worker: this long it is listened to.
@@ -49,109 +47,6 @@ enum Phase {
     Running,
 }
 
-struct Output {
-    fd: Option<Watched>,
-    ring: Ring,
-    /// What the attached client got.
-    sent: u64,
-}
-
-#[derive(Default)]
-struct Stdin {
-    fd: Option<Watched>,
-    queue: VecDeque<u8>,
-    /// Offset of the first byte not received yet.
-    received: u64,
-    /// Offset of the first byte not given to the program yet.
-    accepted: u64,
-    eof: bool,
-}
-
-impl Output {
-    fn new(fd: Option<Watched>) -> Output {
-        Output {
-            fd,
-            ring: Ring::new(EXEC_WINDOW),
-            sent: 0,
-        }
-    }
-
-    /// Reads while there is data and room. `exited`: the program has ended, so "nothing now" is "nothing more".
-    fn fill(&mut self, poller: &Poller, exited: bool) {
-        let mut buffer = [0; 64 << 10];
-        while let Some(fd) = &mut self.fd {
-            let room = self.ring.room().min(buffer.len());
-            if room == 0 {
-                // Not read and not watched: the program waits in its write until the client acknowledges.
-                if fd.watch(poller, 0).is_err() {
-                    self.close(poller);
-                }
-                return;
-            }
-            match sys::read(&*fd, &mut buffer[..room]) {
-                Ok(0) => self.close(poller),
-                Ok(n) => {
-                    self.ring.push(&buffer[..n]);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !exited => {
-                    if fd.watch(poller, IN).is_err() {
-                        self.close(poller);
-                    }
-                    return;
-                }
-                // EIO: the last slave of the terminal was closed.
-                Err(_) => self.close(poller),
-            }
-        }
-    }
-
-    fn close(&mut self, poller: &Poller) {
-        if let Some(mut fd) = self.fd.take() {
-            // Closing takes it out as well.
-            let _ = fd.watch(poller, 0);
-        }
-    }
-}
-
-impl Stdin {
-    /// Writes what the program takes; whether anything was.
-    fn drain(&mut self, poller: &Poller) -> bool {
-        let before = self.accepted;
-        while let (Some(fd), false) = (&self.fd, self.queue.is_empty()) {
-            let (first, _) = self.queue.as_slices();
-            match sys::write(fd, first) {
-                Ok(n) => {
-                    self.queue.drain(..n);
-                    self.accepted += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                // The program closed its stdin: what comes is thrown away, as a broken pipe would.
-                Err(_) => self.close(poller),
-            }
-        }
-        if self.fd.is_none() {
-            self.accepted = self.received;
-            self.queue.clear();
-        } else if self.queue.is_empty() && self.eof {
-            self.close(poller);
-        } else {
-            let interest = if self.queue.is_empty() { 0 } else { OUT };
-            if let Some(fd) = &mut self.fd
-                && fd.watch(poller, interest).is_err()
-            {
-                self.close(poller);
-            }
-        }
-        self.accepted != before
-    }
-
-    fn close(&mut self, poller: &Poller) {
-        if let Some(mut fd) = self.fd.take() {
-            let _ = fd.watch(poller, 0);
-        }
-    }
-}
-
 impl Exec {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let ended = self.ended_at?;
@@ -178,12 +73,6 @@ impl Exec {
             stdin_offset: self.stdin.received,
         }
     }
-}
-
-/// Our ends and the program's.
-struct Stdio {
-    ours: [Option<OwnedFd>; 3],
-    theirs: [OwnedFd; 3],
 }
 
 impl Monitor {
@@ -673,28 +562,4 @@ impl Monitor {
             }
         }
     }
-}
-
-/// Pipes owned by the program's user, who may open /dev/stdout again.
-fn make_pipes(with_stdin: bool, uid: u32, gid: u32) -> Result<Stdio> {
-    let pipe = || -> Result<(OwnedFd, OwnedFd)> {
-        let (reader, writer) = sys::pipe().at("exec", "making a pipe")?;
-        sys::fchownat(&reader, "", uid, gid).at("exec", "giving a pipe away")?;
-        Ok((reader, writer))
-    };
-    let (stdin, our_stdin) = pipe()?;
-    let (our_stdout, stdout) = pipe()?;
-    let (our_stderr, stderr) = pipe()?;
-    for fd in [&our_stdin, &our_stdout, &our_stderr] {
-        sys::set_nonblocking(fd).at("exec", "making a pipe non-blocking")?;
-    }
-    let ours = [
-        with_stdin.then_some(our_stdin),
-        Some(our_stdout),
-        Some(our_stderr),
-    ];
-    Ok(Stdio {
-        ours,
-        theirs: [stdin, stdout, stderr],
-    })
 }

@@ -18,6 +18,7 @@ mod conn;
 mod console;
 mod exec;
 mod exec_child;
+mod exec_streams;
 mod freeze;
 mod hotplug;
 mod lifecycle;

@@ -1,5 +1,10 @@
 //! A guest with a busybox root filesystem, in namespaces and cgroups of the test's own.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its part"
+)]
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
