@@ -41,8 +41,7 @@ async fn run(config: Config, purge: bool) -> anyhow::Result<()> {
         .await
         .context("open the database")?;
     let app = App::new(Networks::new(store, &config.node), Arc::new(host));
-    // Guests may be running: their filters come before anything else.
-    app.reconcile(true).await?;
+    app.recover().await?;
     let every = Duration::from_secs(config.reconcile_seconds);
     tokio::spawn(app.clone().keep_reconciled(every, changed));
     let (networks, ports) = grpc::services(&app);

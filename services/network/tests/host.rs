@@ -437,6 +437,77 @@ fn a_creation_that_fails_or_crashes_leaves_nothing_half_made() {
     });
 }
 
+#[test]
+fn other_changes_that_crash_are_repeated_or_forgotten() {
+    isolated("other_changes_that_crash_are_repeated_or_forgotten", async || {
+        let mut bed = Bed::start().await;
+        bed.network("br0", &[("ipv4.address", "10.9.8.1/24")]).await;
+        let ask = proto::CreatePortRequest {
+            parent: "projects/default/networks/br0".into(),
+            port_id: "p".into(),
+            request_id: "p1".into(),
+            spec: Some(proto::PortSpec {
+                holder: "projects/default/instances/c1".into(),
+                hostname: "c1".into(),
+                config: map(&[FILTERED, &[("host_name", "vethcrash")]].concat()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let records = bed.dir.path().join("state/dnsmasq/br0/hosts.d");
+        for point in ["network.port.armed", "network.port.recorded"] {
+            bed.kill();
+            bed.serve(&[("BERTH_FAILPOINTS", &format!("{point}=crash"))]).await;
+            bed.ports().create_port(ask.clone()).await.unwrap_err();
+            bed.wait();
+            assert!(run("nft", &["list", "ruleset"]).contains("vethcrash"));
+            bed.serve(&[]).await;
+            assert!(!run("nft", &["list", "ruleset"]).contains("vethcrash"), "{point}");
+            assert_eq!(std::fs::read_dir(&records).unwrap().count(), 0, "{point}");
+        }
+        bed.ports().create_port(ask).await.unwrap();
+        assert!(run("nft", &["list", "ruleset"]).contains("vethcrash"));
+        bed.ports()
+            .delete_port(proto::DeletePortRequest {
+                name: "projects/default/networks/br0/ports/p".into(),
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+
+        let rename = proto::RenameNetworkRequest {
+            name: "projects/default/networks/br0".into(),
+            new_network_id: "br9".into(),
+            ..Default::default()
+        };
+        for point in ["network.rename.removed", "network.apply.firewall"] {
+            bed.kill();
+            bed.serve(&[("BERTH_FAILPOINTS", &format!("{point}=crash@1;network.apply.firewall=crash@2"))])
+                .await;
+            bed.networks().rename_network(rename.clone()).await.unwrap_err();
+            bed.wait();
+            bed.serve(&[]).await;
+            let links = run("ip", &["-br", "link"]);
+            assert!(links.contains("br0") && !links.contains("br9"), "{point}: {links}");
+            let rules = run("nft", &["list", "ruleset"]);
+            assert!(rules.contains("bt.br0") && !rules.contains("bt.br9"), "{point}");
+            assert!(bed.dnsmasq("br0").is_some() && bed.dnsmasq("br9").is_none());
+        }
+        bed.kill();
+        bed.serve(&[("BERTH_FAILPOINTS", "network.delete.removed=crash")]).await;
+        let gone = proto::DeleteNetworkRequest {
+            name: "projects/default/networks/br0".into(),
+            ..Default::default()
+        };
+        bed.networks().delete_network(gone).await.unwrap_err();
+        bed.wait();
+        bed.serve(&[]).await;
+        assert!(run("ip", &["-br", "link"]).contains("br0"));
+        delete(&bed).await;
+        assert!(!run("ip", &["-br", "link"]).contains("br0"));
+    });
+}
+
 async fn delete(bed: &Bed) {
     bed.networks()
         .delete_network(proto::DeleteNetworkRequest {

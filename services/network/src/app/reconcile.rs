@@ -15,6 +15,16 @@ const GATHER: Duration = Duration::from_millis(300);
 const KEPT_DAYS: i64 = 2;
 
 impl App {
+    /// At start, before anyone is served: the host as the database says, and nothing besides.
+    pub async fn recover(&self) -> Result<(), Error> {
+        let networks = self.store.networks().await?;
+        let known = networks.into_iter().map(|n| (n.name, n.uid)).collect();
+        // Guests may be running: their filters come before anything else.
+        self.reconcile_guards().await?;
+        self.host.sweep(known).await?;
+        self.reconcile(true).await
+    }
+
     /// Brings the host to what the database says. One network's trouble is no other's.
     /// `records` also compares DHCP's records, which only a crash can part from the database.
     pub async fn reconcile(&self, records: bool) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,7 +61,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Dnsmasqs {
     /// `user` is who it runs as; that account must be able to reach the directory `root`.
     pub(crate) fn new(program: PathBuf, root: PathBuf, user: &str) -> Result<Self, HostError> {
-        std::fs::create_dir_all(&root).map_err(io(format!("make {}", root.display())))?;
+        make_dir(&root, 0o711)?;
         let account = account(user, &root)?;
         if account.is_none() {
             tracing::warn!(user, root = %root.display(), "dnsmasq runs as root: the account is missing or cannot reach its directory");
@@ -119,11 +120,8 @@ impl Dnsmasqs {
     }
 
     fn prepare(&self, plan: &NetworkPlan, paths: &Paths) -> Result<PathBuf, HostError> {
-        let make = |dir: &Path| {
-            std::fs::create_dir_all(dir).map_err(io(format!("make {}", dir.display())))
-        };
-        make(&paths.dir)?;
-        make(&paths.hosts())?;
+        make_dir(&paths.dir, 0o755)?;
+        make_dir(&paths.hosts(), 0o755)?;
         let digest = hex::encode(&Sha256::digest(plan.raw_dnsmasq.as_bytes())[..8]);
         let raw = paths.raw(&digest);
         if !raw.exists() {
@@ -202,10 +200,11 @@ impl Dnsmasqs {
             Ok(_) => true,
             Err(_) => false,
         };
-        std::fs::create_dir_all(&dir).map_err(io(format!("make {}", dir.display())))?;
+        make_dir(&dir, 0o755)?;
         // Names with a dot in front are not read; the rename is what it sees.
         let temporary = dir.join(format!(".{}", record.port));
         std::fs::write(&temporary, line)
+            .and_then(|()| std::fs::set_permissions(&temporary, PermissionsExt::from_mode(0o644)))
             .and_then(|()| std::fs::rename(&temporary, &path))
             .map_err(io(format!("write {}", path.display())))?;
         if changed {
@@ -389,6 +388,17 @@ fn find(paths: &Paths, fits: impl Fn(&[String]) -> bool) -> Option<OwnedFd> {
     (same_network && is_dnsmasq && !args.is_empty() && fits(args)).then_some(process)
 }
 
+/// Makes a directory unless it is there. Its mode is not the umask's business: dnsmasq reads it
+/// as another user.
+fn make_dir(dir: &Path, mode: u32) -> Result<(), HostError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::set_permissions(dir, PermissionsExt::from_mode(mode)))
+        .map_err(io(format!("make {}", dir.display())))
+}
+
 fn ids(account: &Account) -> Option<(u32, u32)> {
     let user = nix::unistd::User::from_name(&account.user).ok()??;
     Some((user.uid.as_raw(), user.gid.as_raw()))
@@ -397,7 +407,7 @@ fn ids(account: &Account) -> Option<(u32, u32)> {
 /// The account, if there is one and it can reach the directory. Directories that are the
 /// service's own (the last two of the path) are opened for passing through.
 fn account(user: &str, root: &Path) -> Result<Option<Account>, HostError> {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::MetadataExt;
     let Some(entry) = nix::unistd::User::from_name(user).ok().flatten() else {
         return Ok(None);
     };

@@ -94,6 +94,12 @@ impl Host for Fake {
         Ok(())
     }
 
+    async fn sweep(&self, known: Vec<(String, String)>) -> Result<(), HostError> {
+        let is_known = |n: &NetworkPlan| known.iter().any(|k| *k == (n.name.clone(), n.uid.clone()));
+        self.state().networks.retain(|_, n| is_known(n));
+        Ok(())
+    }
+
     fn warnings(&self, _network: &str) -> Vec<String> {
         Vec::new()
     }

@@ -106,6 +106,12 @@ impl Linux {
         format!("{}:{uid}", self.prefix)
     }
 
+    /// A bridge that a service with this prefix made.
+    fn is_marked(&self, link: &Link) -> bool {
+        let mark = link.alias.as_deref().and_then(|a| a.split_once(':'));
+        link.kind == LinkKind::Bridge && mark.is_some_and(|(prefix, _)| prefix == self.prefix)
+    }
+
     /// The network's own bridge: there already, or made now.
     async fn bridge(&self, plan: &NetworkPlan) -> Result<Link, HostError> {
         if let Some(link) = self.links.get(&plan.name).await? {
@@ -243,13 +249,8 @@ impl Linux {
         for network in self.dnsmasqs.known() {
             self.dnsmasqs.remove(&network).await?;
         }
-        let mark = format!("{}:", self.prefix);
-        for link in self.links.all().await? {
-            if link.kind == LinkKind::Bridge
-                && link.alias.as_deref().is_some_and(|a| a.starts_with(&mark))
-            {
-                self.links.remove(&link).await?;
-            }
+        for link in self.links.all().await?.iter().filter(|l| self.is_marked(l)) {
+            self.links.remove(link).await?;
         }
         let prefix = self.prefix.clone();
         blocking(move || {
@@ -344,6 +345,45 @@ impl Host for Linux {
         blocking(move || {
             nf::foreign::withdraw(&prefix, &name)?;
             nf::nat::remove(&prefix, &name)
+        })
+        .await
+    }
+
+    async fn sweep(&self, known: Vec<(String, String)>) -> Result<(), HostError> {
+        let names: Vec<String> = known.iter().map(|(name, _)| name.clone()).collect();
+        for stray in self.dnsmasqs.known() {
+            if !names.contains(&stray) {
+                tracing::warn!(network = %stray, "removing dnsmasq of a network that is not there");
+                self.dnsmasqs.remove(&stray).await?;
+            }
+        }
+        let links = self.links.all().await?;
+        for link in links.iter().filter(|l| self.is_marked(l)) {
+            let belongs = known
+                .iter()
+                .any(|(name, uid)| *name == link.name && link.alias == Some(self.alias(uid)));
+            if belongs {
+                continue;
+            }
+            if links.iter().any(|l| l.controller == Some(link.index)) {
+                tracing::warn!(bridge = %link.name, "a bridge of no network is in use and left alone");
+            } else {
+                tracing::warn!(bridge = %link.name, "removing a bridge of no network");
+                self.links.remove(link).await?;
+            }
+        }
+        let prefix = self.prefix.clone();
+        blocking(move || {
+            for (family, table) in nf::tables()? {
+                let stray = table
+                    .strip_prefix(&format!("{prefix}."))
+                    .filter(|name| family == nf::INET && !names.iter().any(|n| n == name));
+                if let Some(name) = stray {
+                    nf::foreign::withdraw(&prefix, name)?;
+                    nf::nat::remove(&prefix, name)?;
+                }
+            }
+            Ok::<_, nf::NfError>(())
         })
         .await
     }

@@ -146,6 +146,10 @@ pub trait Host: Send + Sync + 'static {
     /// Removes the network's link, rules and services; its lease file too.
     async fn remove(&self, plan: &NetworkPlan) -> Result<(), HostError>;
 
+    /// Removes bridges, rules and services of Berth's that belong to none of these networks
+    /// (name and uid). A bridge that links are in is left alone, with a warning in the log.
+    async fn sweep(&self, known: Vec<(String, String)>) -> Result<(), HostError>;
+
     /// What will not work on the network, and why.
     fn warnings(&self, network: &str) -> Vec<String>;
 

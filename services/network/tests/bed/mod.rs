@@ -35,6 +35,8 @@ fn isolate<F: Future<Output = ()>>(name: &str, more: &[&str], test: impl FnOnce(
         return;
     }
     if std::env::var(INSIDE).as_deref() == Ok(name) {
+        // As strict as a unit file may be.
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
         run("ip", &["link", "set", "lo", "up"]);
         run("mount", &["-t", "tmpfs", "none", "/run"]);
         tokio::runtime::Builder::new_multi_thread()
