@@ -66,7 +66,7 @@ pub fn main() -> i32 {
         return 1;
     }
     match begin(&arguments) {
-        Ok(Some(monitor)) => serve(monitor, status),
+        Ok(Some(monitor)) => serve(monitor, &arguments),
         // The caller's child: the monitor goes on in another process.
         Ok(None) => 0,
         Err(fault) => {
@@ -189,19 +189,19 @@ fn begin(arguments: &Arguments) -> Result<Option<Monitor>> {
     }
 }
 
-fn serve(monitor: Monitor, status: RawFd) -> i32 {
+fn serve(monitor: Monitor, arguments: &Arguments) -> i32 {
     let (init_pid, started_at_ms) = (monitor.init_pid(), monitor.started_at_ms());
     crate::log::line(format_args!("started, init is {init_pid}"));
     let monitor_pid = std::process::id() as i32;
     report(
-        status,
+        arguments.status,
         &StartReport::Ok {
             init_pid,
             monitor_pid,
             started_at_ms,
         },
     );
-    if let Err(e) = take_null_stdio(status) {
+    if let Err(e) = take_null_stdio(arguments) {
         crate::log::line(format_args!("taking /dev/null: {e}"));
         return 1;
     }
@@ -226,13 +226,16 @@ fn report(status: RawFd, report: &StartReport) {
     }
 }
 
-fn take_null_stdio(status: RawFd) -> std::io::Result<()> {
+/// Lets the caller's descriptors go: the end of the status pipe is part of the report.
+fn take_null_stdio(arguments: &Arguments) -> std::io::Result<()> {
     let null = sys::open("/dev/null", libc::O_RDWR)?;
     for fd in 0..3 {
         sys::dup2(null.as_raw_fd(), fd)?;
     }
-    if status > 2 {
-        sys::close_range(status as u32, status as u32, false)?;
+    for fd in [arguments.status, arguments.spec] {
+        if fd > 2 {
+            sys::close_range(fd as u32, fd as u32, false)?;
+        }
     }
     Ok(())
 }
