@@ -43,7 +43,10 @@ impl Bed {
         PortServiceClient::new(self.channel.clone())
     }
 
-    async fn create(&self, ask: proto::CreateNetworkRequest) -> Result<proto::Network, tonic::Status> {
+    async fn create(
+        &self,
+        ask: proto::CreateNetworkRequest,
+    ) -> Result<proto::Network, tonic::Status> {
         Ok(self.networks().create_network(ask).await?.into_inner())
     }
 
@@ -136,11 +139,19 @@ async fn a_network_from_creation_to_deletion() {
             .await
             .unwrap()
             .into_inner();
-        let made = bed.create(network("br0", &[("user.a", "b\nc")])).await.unwrap();
-        assert_eq!((made.name.as_str(), made.status.as_str()), (NAME, "Created"));
+        let made = bed
+            .create(network("br0", &[("user.a", "b\nc")]))
+            .await
+            .unwrap();
+        assert_eq!(
+            (made.name.as_str(), made.status.as_str()),
+            (NAME, "Created")
+        );
         assert_eq!(made.r#type, "bridge");
         assert!(made.managed && !made.uid.is_empty() && made.used_by.is_empty());
-        assert!(made.config["ipv4.address"].starts_with("10.") && made.config["ipv4.nat"] == "true");
+        assert!(
+            made.config["ipv4.address"].starts_with("10.") && made.config["ipv4.nat"] == "true"
+        );
         assert!(bed.host.state().networks.contains_key("br0"));
 
         let mut change = made.clone();
@@ -150,11 +161,20 @@ async fn a_network_from_creation_to_deletion() {
             network: Some(network.clone()),
             ..Default::default()
         };
-        let changed = bed.networks().update_network(ask(&change)).await.unwrap().into_inner();
+        let changed = bed
+            .networks()
+            .update_network(ask(&change))
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(changed.description, "mine");
         assert!(!bed.host.state().networks["br0"].ipv4.as_ref().unwrap().nat);
         // The etag is that of before the change.
-        let stale = bed.networks().update_network(ask(&change)).await.unwrap_err();
+        let stale = bed
+            .networks()
+            .update_network(ask(&change))
+            .await
+            .unwrap_err();
         assert_eq!(stale.code(), Code::Aborted);
 
         // A mask merges one key.
@@ -169,7 +189,12 @@ async fn a_network_from_creation_to_deletion() {
             }),
             ..Default::default()
         };
-        let patched = bed.networks().update_network(patch).await.unwrap().into_inner();
+        let patched = bed
+            .networks()
+            .update_network(patch)
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(patched.config["user.a"], "b\nc");
         assert_eq!(patched.description, "mine");
 
@@ -198,7 +223,13 @@ async fn a_network_from_creation_to_deletion() {
         }
         assert_eq!(
             actions,
-            ["network-created", "network-updated", "network-updated", "network-renamed", "network-deleted"]
+            [
+                "network-created",
+                "network-updated",
+                "network-updated",
+                "network-renamed",
+                "network-deleted"
+            ]
         );
     })
     .await;
@@ -207,16 +238,43 @@ async fn a_network_from_creation_to_deletion() {
 #[tokio::test]
 async fn bad_networks_are_refused_by_name() {
     everywhere(async |bed| {
-        bed.host.state().links.push(link("eth0", LinkKind::Physical, None));
+        bed.host
+            .state()
+            .links
+            .push(link("eth0", LinkKind::Physical, None));
         for (ask, code, text) in [
             (network("x", &[]), Code::InvalidArgument, "too short"),
-            (network("a-name-too-long-1", &[]), Code::InvalidArgument, "too long"),
-            (network("a b", &[]), Code::InvalidArgument, "invalid characters"),
+            (
+                network("a-name-too-long-1", &[]),
+                Code::InvalidArgument,
+                "too long",
+            ),
+            (
+                network("a b", &[]),
+                Code::InvalidArgument,
+                "invalid characters",
+            ),
             (network("eth0", &[]), Code::AlreadyExists, "already exists"),
-            (network("br0", &[("what", "x")]), Code::InvalidArgument, "Unknown configuration key: what"),
-            (network("br0", &[("fan.type", "x")]), Code::Unimplemented, "fan.type"),
-            (network("br0", &[("ipv4.address", "10.0.0.1")]), Code::InvalidArgument, "ipv4.address"),
-            (network("br0", &[("dns.domain", "a\nb")]), Code::InvalidArgument, "control"),
+            (
+                network("br0", &[("what", "x")]),
+                Code::InvalidArgument,
+                "Unknown configuration key: what",
+            ),
+            (
+                network("br0", &[("fan.type", "x")]),
+                Code::Unimplemented,
+                "fan.type",
+            ),
+            (
+                network("br0", &[("ipv4.address", "10.0.0.1")]),
+                Code::InvalidArgument,
+                "ipv4.address",
+            ),
+            (
+                network("br0", &[("dns.domain", "a\nb")]),
+                Code::InvalidArgument,
+                "control",
+            ),
             (
                 network("br0", &[("bridge.external_interfaces", "nope")]),
                 Code::InvalidArgument,
@@ -229,10 +287,16 @@ async fn bad_networks_are_refused_by_name() {
         }
         let mut ovn = network("br0", &[]);
         ovn.network.as_mut().unwrap().r#type = "ovn".into();
-        assert_eq!(bed.create(ovn).await.unwrap_err().code(), Code::Unimplemented);
+        assert_eq!(
+            bed.create(ovn).await.unwrap_err().code(),
+            Code::Unimplemented
+        );
 
         bed.create(network("br0", &[])).await.unwrap();
-        assert_eq!(bed.create(network("br0", &[])).await.unwrap_err().code(), Code::AlreadyExists);
+        assert_eq!(
+            bed.create(network("br0", &[])).await.unwrap_err().code(),
+            Code::AlreadyExists
+        );
         let mut dry = network("br2", &[]);
         dry.validate_only = true;
         assert!(bed.create(dry).await.unwrap().config["ipv6.address"].starts_with("fd42:"));
@@ -260,14 +324,25 @@ async fn a_failed_creation_leaves_nothing_and_a_retry_gives_the_same() {
 #[tokio::test]
 async fn used_subnets_are_avoided() {
     everywhere(async |bed| {
-        bed.host.state().links.push(link("eth0", LinkKind::Physical, Some("10.0.0.0/9")));
+        bed.host
+            .state()
+            .links
+            .push(link("eth0", LinkKind::Physical, Some("10.0.0.0/9")));
         for n in 0..20 {
             let made = bed.create(network(&format!("br{n}"), &[])).await.unwrap();
-            let second: u8 = made.config["ipv4.address"].split('.').nth(1).unwrap().parse().unwrap();
+            let second: u8 = made.config["ipv4.address"]
+                .split('.')
+                .nth(1)
+                .unwrap()
+                .parse()
+                .unwrap();
             assert!(second >= 128);
         }
         let plans = bed.host.state().networks.clone();
-        let nets: Vec<_> = plans.values().map(|p| p.ipv4.as_ref().unwrap().subnet).collect();
+        let nets: Vec<_> = plans
+            .values()
+            .map(|p| p.ipv4.as_ref().unwrap().subnet)
+            .collect();
         for (i, a) in nets.iter().enumerate() {
             assert!(nets[i + 1..].iter().all(|b| !a.contains(&b.network())));
         }
@@ -278,10 +353,18 @@ async fn used_subnets_are_avoided() {
 #[tokio::test]
 async fn ports_hold_their_network() {
     everywhere(async |bed| {
-        bed.create(network("br0", &[("ipv4.address", "10.5.5.1/24")])).await.unwrap();
-        let made = bed.port(port("br0", "c1", &[("name", "eth0")])).await.unwrap();
+        bed.create(network("br0", &[("ipv4.address", "10.5.5.1/24")]))
+            .await
+            .unwrap();
+        let made = bed
+            .port(port("br0", "c1", &[("name", "eth0")]))
+            .await
+            .unwrap();
         assert_eq!(made.kind(), types::port::Kind::Bridged);
-        assert_eq!((made.parent.as_str(), made.guest_name.as_str()), ("br0", "eth0"));
+        assert_eq!(
+            (made.parent.as_str(), made.guest_name.as_str()),
+            ("br0", "eth0")
+        );
         assert_eq!(made.generation, 1);
         assert_eq!(bed.host.state().records.len(), 1);
         assert!(!bed.host.state().guards[&made.host_name].is_needed());
@@ -303,7 +386,13 @@ async fn ports_hold_their_network() {
         let held = bed.networks().delete_network(delete()).await.unwrap_err();
         assert_eq!(held.code(), Code::FailedPrecondition);
         let holders = berth_rpc::Error::from(held).holders;
-        assert_eq!(holders, ["projects/default/instances/c1", "projects/default/profiles/default"]);
+        assert_eq!(
+            holders,
+            [
+                "projects/default/instances/c1",
+                "projects/default/profiles/default"
+            ]
+        );
         let list = bed
             .networks()
             .list_networks(proto::ListNetworksRequest {
@@ -316,7 +405,10 @@ async fn ports_hold_their_network() {
         assert_eq!(list.networks[0].used_by, holders);
 
         bed.delete_port(&made.name).await.unwrap();
-        assert_eq!(bed.delete_port(&made.name).await.unwrap_err().code(), Code::NotFound);
+        assert_eq!(
+            bed.delete_port(&made.name).await.unwrap_err().code(),
+            Code::NotFound
+        );
         assert!(bed.host.state().records.is_empty() && bed.host.state().guards.is_empty());
         bed.networks()
             .release_network(proto::ReleaseNetworkRequest {
@@ -333,7 +425,9 @@ async fn ports_hold_their_network() {
 #[tokio::test]
 async fn what_may_not_be_twice_on_a_network() {
     everywhere(async |bed| {
-        bed.create(network("br0", &[("ipv4.address", "10.5.5.1/24")])).await.unwrap();
+        bed.create(network("br0", &[("ipv4.address", "10.5.5.1/24")]))
+            .await
+            .unwrap();
         let config = [
             ("ipv4.address", "10.5.5.9"),
             ("hwaddr", "00:16:3e:00:00:09"),
@@ -366,7 +460,12 @@ async fn what_may_not_be_twice_on_a_network() {
         other.spec.as_mut().unwrap().holder = "projects/p2/instances/c1".into();
         bed.port(other).await.unwrap();
         let state = bed.host.state();
-        assert!(state.records.values().any(|r| r.hostname.as_deref() == Some("c1-p2")));
+        assert!(
+            state
+                .records
+                .values()
+                .any(|r| r.hostname.as_deref() == Some("c1-p2"))
+        );
     })
     .await;
 }
@@ -374,25 +473,84 @@ async fn what_may_not_be_twice_on_a_network() {
 #[tokio::test]
 async fn bad_ports_are_refused_by_name() {
     everywhere(async |bed| {
-        bed.host.state().links.push(link("eth0", LinkKind::Physical, None));
-        bed.create(network("br0", &[("ipv4.address", "10.5.5.1/24"), ("ipv6.address", "fd42::1/64")]))
-            .await
-            .unwrap();
+        bed.host
+            .state()
+            .links
+            .push(link("eth0", LinkKind::Physical, None));
+        bed.create(network(
+            "br0",
+            &[
+                ("ipv4.address", "10.5.5.1/24"),
+                ("ipv6.address", "fd42::1/64"),
+            ],
+        ))
+        .await
+        .unwrap();
         for (segment, config, code, text) in [
-            ("br0", &[("ipv4.address", "10.5.6.9")][..], Code::InvalidArgument, "10.5.5.0/24"),
-            ("br0", &[("ipv4.address", "10.5.5.1")], Code::InvalidArgument, "not a free address"),
-            ("br0", &[("ipv4.address", "10.5.5.255")], Code::InvalidArgument, "not a free address"),
-            ("br0", &[("ipv6.address", "fd42::9")], Code::InvalidArgument, "ipv6.dhcp.stateful"),
-            ("br0", &[("network", "br1")], Code::InvalidArgument, "network"),
-            ("br0", &[("network", "br0"), ("nictype", "bridged")], Code::InvalidArgument, "nictype"),
-            ("br0", &[("nictype", "p2p")], Code::InvalidArgument, "bridged"),
+            (
+                "br0",
+                &[("ipv4.address", "10.5.6.9")][..],
+                Code::InvalidArgument,
+                "10.5.5.0/24",
+            ),
+            (
+                "br0",
+                &[("ipv4.address", "10.5.5.1")],
+                Code::InvalidArgument,
+                "not a free address",
+            ),
+            (
+                "br0",
+                &[("ipv4.address", "10.5.5.255")],
+                Code::InvalidArgument,
+                "not a free address",
+            ),
+            (
+                "br0",
+                &[("ipv6.address", "fd42::9")],
+                Code::InvalidArgument,
+                "ipv6.dhcp.stateful",
+            ),
+            (
+                "br0",
+                &[("network", "br1")],
+                Code::InvalidArgument,
+                "network",
+            ),
+            (
+                "br0",
+                &[("network", "br0"), ("nictype", "bridged")],
+                Code::InvalidArgument,
+                "nictype",
+            ),
+            (
+                "br0",
+                &[("nictype", "p2p")],
+                Code::InvalidArgument,
+                "bridged",
+            ),
             ("br0", &[("vlan", "7")], Code::Unimplemented, "vlan"),
             ("nope", &[], Code::NotFound, "nope"),
             ("-", &[], Code::InvalidArgument, "nictype"),
             ("-", &[("nictype", "routed")], Code::Unimplemented, "routed"),
-            ("-", &[("nictype", "bridged")], Code::InvalidArgument, "parent"),
-            ("-", &[("nictype", "bridged"), ("parent", "eth0")], Code::InvalidArgument, "not a bridge"),
-            ("-", &[("nictype", "macvlan"), ("parent", "gone")], Code::FailedPrecondition, "gone"),
+            (
+                "-",
+                &[("nictype", "bridged")],
+                Code::InvalidArgument,
+                "parent",
+            ),
+            (
+                "-",
+                &[("nictype", "bridged"), ("parent", "eth0")],
+                Code::InvalidArgument,
+                "not a bridge",
+            ),
+            (
+                "-",
+                &[("nictype", "macvlan"), ("parent", "gone")],
+                Code::FailedPrecondition,
+                "gone",
+            ),
         ] {
             let error = bed.port(port(segment, "c1", config)).await.unwrap_err();
             assert_eq!(error.code(), code, "{config:?}: {error}");
@@ -400,15 +558,36 @@ async fn bad_ports_are_refused_by_name() {
         }
         let mut nameless = port("br0", "c1", &[]);
         nameless.spec.as_mut().unwrap().hostname = "a,ignore\n".into();
-        assert_eq!(bed.port(nameless).await.unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(
+            bed.port(nameless).await.unwrap_err().code(),
+            Code::InvalidArgument
+        );
         assert!(bed.host.state().guards.is_empty() && bed.host.state().records.is_empty());
         // These are fine.
-        let p2p = bed.port(port("-", "c1", &[("nictype", "p2p"), ("ipv4.routes", "10.9.0.0/16")])).await.unwrap();
+        let p2p = bed
+            .port(port(
+                "-",
+                "c1",
+                &[("nictype", "p2p"), ("ipv4.routes", "10.9.0.0/16")],
+            ))
+            .await
+            .unwrap();
         assert_eq!((p2p.kind(), p2p.routes.len()), (types::port::Kind::P2p, 1));
-        let macvlan = bed.port(port("-", "c2", &[("nictype", "macvlan"), ("parent", "eth0")])).await.unwrap();
+        let macvlan = bed
+            .port(port(
+                "-",
+                "c2",
+                &[("nictype", "macvlan"), ("parent", "eth0")],
+            ))
+            .await
+            .unwrap();
         assert!(macvlan.host_name.starts_with("mac") && macvlan.parent == "eth0");
         // A managed bridge as a parent is that network, leases and all.
-        let old_style = [("nictype", "bridged"), ("parent", "br0"), ("ipv4.address", "10.5.5.7")];
+        let old_style = [
+            ("nictype", "bridged"),
+            ("parent", "br0"),
+            ("ipv4.address", "10.5.5.7"),
+        ];
         let managed = bed.port(port("-", "c3", &old_style)).await.unwrap();
         assert_eq!(managed.addresses, ["10.5.5.7"]);
     })
@@ -418,9 +597,12 @@ async fn bad_ports_are_refused_by_name() {
 #[tokio::test]
 async fn filtered_ports_get_addresses_that_stay() {
     everywhere(async |bed| {
-        bed.create(network("br0", &[("ipv4.address", "10.5.5.1/29"), ("ipv6.address", "none")]))
-            .await
-            .unwrap();
+        bed.create(network(
+            "br0",
+            &[("ipv4.address", "10.5.5.1/29"), ("ipv6.address", "none")],
+        ))
+        .await
+        .unwrap();
         // Somebody has .2 by DHCP.
         bed.host.state().leases.insert(
             "br0".into(),
@@ -431,10 +613,16 @@ async fn filtered_ports_get_addresses_that_stay() {
                 hostname: String::new(),
             }],
         );
-        let filtering = [("security.ipv4_filtering", "true"), ("security.ipv6_filtering", "true")];
+        let filtering = [
+            ("security.ipv4_filtering", "true"),
+            ("security.ipv6_filtering", "true"),
+        ];
         let mut given = Vec::new();
         for n in 3..=6 {
-            let made = bed.port(port("br0", &format!("c{n}"), &filtering)).await.unwrap();
+            let made = bed
+                .port(port("br0", &format!("c{n}"), &filtering))
+                .await
+                .unwrap();
             let guard = bed.host.state().guards[&made.host_name].clone();
             assert_eq!(guard.ipv6, AddressFilter::Nothing);
             assert!(guard.mac.is_some());
@@ -453,7 +641,12 @@ async fn filtered_ports_get_addresses_that_stay() {
             .await
             .unwrap()
             .into_inner();
-        let spec = port("br0", "c3", &[("security.ipv4_filtering", "true"), ("limits.max", "1Mbit")]).spec;
+        let spec = port(
+            "br0",
+            "c3",
+            &[("security.ipv4_filtering", "true"), ("limits.max", "1Mbit")],
+        )
+        .spec;
         let after = bed
             .ports()
             .update_port(proto::UpdatePortRequest {
@@ -465,9 +658,15 @@ async fn filtered_ports_get_addresses_that_stay() {
             .unwrap()
             .into_inner();
         assert_eq!(after.addresses, before.addresses);
-        assert_eq!((&after.mac, &after.host_name), (&before.mac, &before.host_name));
+        assert_eq!(
+            (&after.mac, &after.host_name),
+            (&before.mac, &before.host_name)
+        );
         assert_eq!((after.generation, after.egress_bps), (2, 1_000_000));
-        assert_eq!(bed.host.state().guards[&after.host_name].ipv6, AddressFilter::Off);
+        assert_eq!(
+            bed.host.state().guards[&after.host_name].ipv6,
+            AddressFilter::Off
+        );
         // The subnet cannot be taken from under static addresses.
         let error = bed
             .networks()
@@ -489,7 +688,9 @@ async fn filtered_ports_get_addresses_that_stay() {
 #[tokio::test]
 async fn failures_undo_and_the_reconciler_repeats() {
     everywhere(async |bed| {
-        bed.create(network("br0", &[("ipv4.address", "10.5.5.1/24")])).await.unwrap();
+        bed.create(network("br0", &[("ipv4.address", "10.5.5.1/24")]))
+            .await
+            .unwrap();
         bed.host.state().failing = vec!["record"];
         bed.port(port("br0", "c1", &[])).await.unwrap_err();
         assert!(bed.host.state().guards.is_empty());
@@ -497,7 +698,11 @@ async fn failures_undo_and_the_reconciler_repeats() {
         let mut ask = port("br0", "c1", &[("security.mac_filtering", "true")]);
         ask.request_id = "r1".into();
         let made = bed.port(ask.clone()).await.unwrap();
-        assert_eq!(bed.port(ask).await.unwrap(), made, "a retry gets the same port");
+        assert_eq!(
+            bed.port(ask).await.unwrap(),
+            made,
+            "a retry gets the same port"
+        );
         // The host forgets everything, as after a reboot.
         *bed.host.state() = Default::default();
         bed.app.reconcile(true).await.unwrap();
@@ -510,7 +715,14 @@ async fn failures_undo_and_the_reconciler_repeats() {
         assert!(!view.trouble.is_empty());
         bed.host.state().failing.clear();
         bed.app.reconcile(false).await.unwrap();
-        assert!(bed.app.get_network("default", "br0").await.unwrap().trouble.is_empty());
+        assert!(
+            bed.app
+                .get_network("default", "br0")
+                .await
+                .unwrap()
+                .trouble
+                .is_empty()
+        );
     })
     .await;
 }
@@ -540,13 +752,20 @@ async fn lists_have_pages_and_unmanaged_links() {
                 .unwrap()
                 .into_inner();
             assert!(page.networks.len() <= 2);
-            names.extend(page.networks.into_iter().map(|n| (n.name, n.r#type, n.managed)));
+            names.extend(
+                page.networks
+                    .into_iter()
+                    .map(|n| (n.name, n.r#type, n.managed)),
+            );
             token = page.next_page_token;
             if token.is_empty() {
                 break;
             }
         }
-        let last: Vec<_> = names.iter().map(|(n, t, m)| (n.rsplit('/').next().unwrap(), t.as_str(), *m)).collect();
+        let last: Vec<_> = names
+            .iter()
+            .map(|(n, t, m)| (n.rsplit('/').next().unwrap(), t.as_str(), *m))
+            .collect();
         assert_eq!(
             last,
             [

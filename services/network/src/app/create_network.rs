@@ -57,7 +57,9 @@ impl App {
         let view = self.view(record).await?;
         let event = event("network-created", &view.record);
         let answer = render(&view);
-        self.store.finish(Some(event), &ask.request_id, answer).await?;
+        self.store
+            .finish(Some(event), &ask.request_id, answer)
+            .await?;
         Ok(view)
     }
 
@@ -85,7 +87,10 @@ impl App {
             return Err(Error::new(
                 Code::AlreadyExists,
                 "LINK_EXISTS",
-                format!("Network interface {:?} already exists on this host", ask.name),
+                format!(
+                    "Network interface {:?} already exists on this host",
+                    ask.name
+                ),
             ));
         }
         let mut config: Config = ask
@@ -95,7 +100,9 @@ impl App {
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect();
         if !self.host.has_ipv6() {
-            config.entry("ipv6.address".into()).or_insert_with(|| "none".into());
+            config
+                .entry("ipv6.address".into())
+                .or_insert_with(|| "none".into());
         }
         keys::check(&config)?;
         keys::fill_for_create(&mut config);
@@ -130,9 +137,11 @@ impl App {
         }
         let mut used = self.host.used_subnets().await?;
         for other in self.store.networks().await? {
-            used.extend(["ipv4.address", "ipv6.address"].iter().filter_map(|key| {
-                other.config.get(*key).and_then(|a| a.parse::<IpNet>().ok())
-            }));
+            used.extend(
+                ["ipv4.address", "ipv6.address"]
+                    .iter()
+                    .filter_map(|key| other.config.get(*key).and_then(|a| a.parse::<IpNet>().ok())),
+            );
         }
         let full = |family: &str| {
             Error::exhausted(

@@ -40,7 +40,12 @@ impl App {
         let _own = own.lock().await;
         let place = self.place(&parent, &options).await?;
         let name = &ask.name;
-        if self.store.port(&name.project, &name.network, &name.port).await?.is_some() {
+        if self
+            .store
+            .port(&name.project, &name.network, &name.port)
+            .await?
+            .is_some()
+        {
             return Err(Error::already_exists("Port", name));
         }
         let record = self.resolve(name, ask.spec, &place, &options, None).await?;
@@ -87,7 +92,10 @@ impl App {
     async fn drop_effects(&self, record: &PortRecord, place: &Place) {
         let mut result = self.host.disarm(&record.host_name).await;
         if let (Some(plan), Ok(mac)) = (place.plan(), record.mac.parse()) {
-            let dropped = self.host.drop_record(&plan.name, &record.uid, mac, None).await;
+            let dropped = self
+                .host
+                .drop_record(&plan.name, &record.uid, mac, None)
+                .await;
             result = result.and(dropped);
         }
         if let Err(error) = result {
@@ -115,15 +123,24 @@ pub(super) fn taken_error(taken: Taken, record: &PortRecord) -> Error {
         Taken::Name => Error::already_exists("Port", record.resource()),
         Taken::HostName => new(
             "HOST_NAME_TAKEN",
-            format!("Host interface name {:?} is already used by another port", record.host_name),
+            format!(
+                "Host interface name {:?} is already used by another port",
+                record.host_name
+            ),
         ),
         Taken::Mac => new(
             "MAC_TAKEN",
-            format!("MAC address {:?} is already used on {:?}", record.mac, record.parent),
+            format!(
+                "MAC address {:?} is already used on {:?}",
+                record.mac, record.parent
+            ),
         ),
         Taken::Address => new(
             "ADDRESS_TAKEN",
-            format!("One of the addresses {:?} is already used on {:?}", record.addresses, record.parent),
+            format!(
+                "One of the addresses {:?} is already used on {:?}",
+                record.addresses, record.parent
+            ),
         ),
     }
 }
@@ -133,10 +150,15 @@ fn check_id(id: &str) -> Result<(), Error> {
     let fits = (1..=128).contains(&id.len())
         && id != "."
         && id != ".."
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
     if fits {
         Ok(())
     } else {
-        Err(Error::invalid("port_id", format!("{id:?} is not a port's id")))
+        Err(Error::invalid(
+            "port_id",
+            format!("{id:?} is not a port's id"),
+        ))
     }
 }

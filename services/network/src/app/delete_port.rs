@@ -18,7 +18,11 @@ impl App {
             Err(e) if allow_missing && e.code == berth_rpc::Code::NotFound => return Ok(()),
             other => other?,
         };
-        let own = self.lock_of(if seen.parent.is_empty() { "-" } else { &seen.parent });
+        let own = self.lock_of(if seen.parent.is_empty() {
+            "-"
+        } else {
+            &seen.parent
+        });
         let _own = own.lock().await;
         let port = match self.get_port(&name).await {
             Err(e) if allow_missing && e.code == berth_rpc::Code::NotFound => return Ok(()),

@@ -13,7 +13,10 @@ impl App {
         hold: HoldRecord,
     ) -> Result<NetworkView, Error> {
         if hold.holder.is_empty() || hold.holder.chars().any(char::is_control) {
-            return Err(Error::invalid("hold.holder", "A hold needs a holder's name"));
+            return Err(Error::invalid(
+                "hold.holder",
+                "A hold needs a holder's name",
+            ));
         }
         if !hold.expires.is_empty() {
             chrono::DateTime::parse_from_rfc3339(&hold.expires).map_err(|_| {

@@ -72,7 +72,9 @@ impl App {
                 mac,
                 address: lease.address,
                 kind: LeaseKind::Dynamic,
-                project: port.map(|p| holder_project(&p.spec.holder)).unwrap_or_default(),
+                project: port
+                    .map(|p| holder_project(&p.spec.holder))
+                    .unwrap_or_default(),
             });
         }
         Ok(out)

@@ -115,7 +115,10 @@ impl App {
         NetworkView {
             kind: "bridge".to_owned(),
             managed: true,
-            trouble: lock(&self.troubles).get(&record.uid).cloned().unwrap_or_default(),
+            trouble: lock(&self.troubles)
+                .get(&record.uid)
+                .cloned()
+                .unwrap_or_default(),
             warnings: self.host.warnings(&record.name),
             used_by,
             record,

@@ -65,7 +65,15 @@ impl App {
             }
             self.host.reset_records(&plan.name, wanted).await?;
         }
-        Ok(self.host.apply(&plan, None).await?)
+        let was_gone = self.host.link(&plan.name).await?.is_none();
+        self.host.apply(&plan, None).await?;
+        if was_gone {
+            // Guests that run have lost their bridge with it.
+            let ports = self.store.ports_of(&record.uid).await?;
+            let links = ports.into_iter().map(|p| p.host_name).collect();
+            self.host.adopt(&plan.name, links).await?;
+        }
+        Ok(())
     }
 
     async fn reconcile_guards(&self) -> Result<(), Error> {

@@ -47,7 +47,10 @@ impl App {
             return self.place_on_network(parent, options).await;
         }
         if options.network.is_some() {
-            return Err(bad("network", "ports on a network go below its name, not below \"-\""));
+            return Err(bad(
+                "network",
+                "ports on a network go below its name, not below \"-\"",
+            ));
         }
         let kind = options
             .kind
@@ -347,7 +350,10 @@ fn to_ip<A: Into<IpAddr>>(option: AddressOption<A>) -> AddressOption<IpAddr> {
 
 fn check_spec(spec: &PortSpec) -> Result<(), Error> {
     if spec.holder.is_empty() || spec.holder.chars().any(char::is_control) {
-        return Err(Error::invalid("spec.holder", "A port needs a holder's name"));
+        return Err(Error::invalid(
+            "spec.holder",
+            "A port needs a holder's name",
+        ));
     }
     if !spec.hostname.is_empty() && !is_hostname(&spec.hostname) {
         return Err(Error::invalid(

@@ -177,7 +177,11 @@ impl App {
         let mut told = event("network-renamed", &view.record);
         told.attributes.insert("old_name".to_owned(), name.clone());
         let answer = render(&view);
-        match self.store.update_network(&view.record, told, &request_id, answer).await {
+        match self
+            .store
+            .update_network(&view.record, told, &request_id, answer)
+            .await
+        {
             Ok(true) => Ok(view),
             Ok(false) => {
                 self.move_back(&plan, &before).await;

@@ -22,11 +22,17 @@ impl App {
         let parent = names::Network::new(&name.project, &name.network);
         let _ports = self.ports.read().await;
         let seen = self.get_port(&name).await?;
-        let own = self.lock_of(if seen.parent.is_empty() { "-" } else { &seen.parent });
+        let own = self.lock_of(if seen.parent.is_empty() {
+            "-"
+        } else {
+            &seen.parent
+        });
         let _own = own.lock().await;
         let old = self.get_port(&name).await?;
         let place = self.place(&parent, &options).await?;
-        let new = self.resolve(&name, spec, &place, &options, Some(&old)).await?;
+        let new = self
+            .resolve(&name, spec, &place, &options, Some(&old))
+            .await?;
         self.check_link_unchanged(&old, &new).await?;
         let link = self.lock_of(&link_key(&new));
         let _link = link.lock().await;
@@ -35,7 +41,10 @@ impl App {
         let before = network.as_ref().map(plan_of).transpose()?;
         let result = self.put_effects(&new, &place).await;
         let result = match result {
-            Ok(()) => self.move_record(&old, &new, place.plan().map(|p| p.name.as_str())).await,
+            Ok(()) => {
+                self.move_record(&old, &new, place.plan().map(|p| p.name.as_str()))
+                    .await
+            }
             Err(error) => Err(error),
         };
         let result = match result {
@@ -105,7 +114,9 @@ impl App {
         };
         if had.is_some() && has.is_none() {
             let mac = old.mac.parse().map_err(Error::internal)?;
-            self.host.drop_record(&network.name, &old.uid, mac, None).await?;
+            self.host
+                .drop_record(&network.name, &old.uid, mac, None)
+                .await?;
         }
         Ok(())
     }
@@ -123,7 +134,9 @@ impl App {
                 Some(record) => self.host.put_record(&plan.name, &record).await?,
                 None => {
                     let mac = new.mac.parse().map_err(Error::internal)?;
-                    self.host.drop_record(&plan.name, &new.uid, mac, None).await?;
+                    self.host
+                        .drop_record(&plan.name, &new.uid, mac, None)
+                        .await?;
                 }
             }
             Ok::<_, Error>(())

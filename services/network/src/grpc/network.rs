@@ -35,7 +35,9 @@ impl NetworkService for Handlers {
             let view = app.create_network(command, render::network_bytes).await?;
             Ok(render::network(&view))
         };
-        Ok(Response::new(self.requests.run(&ask.request_id, work).await?))
+        Ok(Response::new(
+            self.requests.run(&ask.request_id, work).await?,
+        ))
     }
 
     async fn get_network(
@@ -57,7 +59,12 @@ impl NetworkService for Handlers {
         let after = page::decode(&ask.page_token)?;
         let mut views = self
             .app
-            .list_networks(&parent.project, ask.include_unmanaged, after.as_deref(), size)
+            .list_networks(
+                &parent.project,
+                ask.include_unmanaged,
+                after.as_deref(),
+                size,
+            )
             .await?;
         let more = views.len() > size;
         views.truncate(size);
@@ -94,7 +101,9 @@ impl NetworkService for Handlers {
             let view = app.update_network(command, render::network_bytes).await?;
             Ok(render::network(&view))
         };
-        Ok(Response::new(self.requests.run(&ask.request_id, work).await?))
+        Ok(Response::new(
+            self.requests.run(&ask.request_id, work).await?,
+        ))
     }
 
     async fn rename_network(
@@ -109,7 +118,9 @@ impl NetworkService for Handlers {
             let view = app.rename_network(names, id, render::network_bytes).await?;
             Ok(render::network(&view))
         };
-        Ok(Response::new(self.requests.run(&ask.request_id, work).await?))
+        Ok(Response::new(
+            self.requests.run(&ask.request_id, work).await?,
+        ))
     }
 
     async fn delete_network(
@@ -155,7 +166,11 @@ impl NetworkService for Handlers {
             authority: hold.authority,
             expires: hold.expire_time,
         };
-        let view = self.app.clone().hold_network(parse(&ask.name)?, hold).await?;
+        let view = self
+            .app
+            .clone()
+            .hold_network(parse(&ask.name)?, hold)
+            .await?;
         Ok(Response::new(render::network(&view)))
     }
 
@@ -177,6 +192,9 @@ impl NetworkService for Handlers {
         request: Request<types::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let store = self.app.store().store().clone();
-        Ok(Response::new(berth_server::watch_events(store, request.get_ref())))
+        Ok(Response::new(berth_server::watch_events(
+            store,
+            request.get_ref(),
+        )))
     }
 }

@@ -48,7 +48,9 @@ impl PortService for Handlers {
             let port = app.create_port(command, render::port_bytes).await?;
             Ok(render::port(&port))
         };
-        Ok(Response::new(self.requests.run(&ask.request_id, work).await?))
+        Ok(Response::new(
+            self.requests.run(&ask.request_id, work).await?,
+        ))
     }
 
     async fn get_port(
@@ -93,7 +95,9 @@ impl PortService for Handlers {
             let port = app.update_port(name, spec, id, render::port_bytes).await?;
             Ok(render::port(&port))
         };
-        Ok(Response::new(self.requests.run(&ask.request_id, work).await?))
+        Ok(Response::new(
+            self.requests.run(&ask.request_id, work).await?,
+        ))
     }
 
     async fn delete_port(

@@ -100,7 +100,12 @@ pub(super) fn state(link: &Link, upper: Vec<String>) -> proto::NetworkState {
             .addresses
             .iter()
             .map(|a| proto::network_state::Address {
-                family: if a.net.addr().is_ipv4() { "inet" } else { "inet6" }.to_owned(),
+                family: if a.net.addr().is_ipv4() {
+                    "inet"
+                } else {
+                    "inet6"
+                }
+                .to_owned(),
                 address: a.net.addr().to_string(),
                 netmask: a.net.prefix_len().to_string(),
                 scope: match a.scope {

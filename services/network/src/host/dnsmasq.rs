@@ -125,7 +125,11 @@ impl Dnsmasqs {
         let digest = hex::encode(&Sha256::digest(plan.raw_dnsmasq.as_bytes())[..8]);
         let raw = paths.raw(&digest);
         if !raw.exists() {
-            for old in std::fs::read_dir(&paths.dir).into_iter().flatten().flatten() {
+            for old in std::fs::read_dir(&paths.dir)
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 if old.file_name().as_encoded_bytes().starts_with(b"raw-") {
                     let _ = std::fs::remove_file(old.path());
                 }
@@ -235,7 +239,10 @@ impl Dnsmasqs {
         let dir = self.paths(network).hosts();
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if !records.iter().any(|r| name.as_encoded_bytes() == r.port.as_bytes()) {
+            if !records
+                .iter()
+                .any(|r| name.as_encoded_bytes() == r.port.as_bytes())
+            {
                 std::fs::remove_file(entry.path())
                     .map_err(io(format!("remove {}", entry.path().display())))?;
                 self.reload(network);
@@ -361,7 +368,10 @@ async fn end(process: &AsyncFd<OwnedFd>) {
         if pidfd_send_signal(process.get_ref(), signal).is_err() {
             return;
         }
-        if tokio::time::timeout(PATIENCE, process.readable()).await.is_ok() {
+        if tokio::time::timeout(PATIENCE, process.readable())
+            .await
+            .is_ok()
+        {
             return;
         }
     }
@@ -370,7 +380,11 @@ async fn end(process: &AsyncFd<OwnedFd>) {
 /// The process that the pid file names, if it is a dnsmasq of this network namespace with
 /// fitting arguments: a pid by itself may belong to anyone by now.
 fn find(paths: &Paths, fits: impl Fn(&[String]) -> bool) -> Option<OwnedFd> {
-    let pid: i32 = std::fs::read_to_string(paths.pid()).ok()?.trim().parse().ok()?;
+    let pid: i32 = std::fs::read_to_string(paths.pid())
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
     // Looked at after the descriptor is open, this is that very process.
     let proc = PathBuf::from(format!("/proc/{pid}"));
@@ -384,7 +398,9 @@ fn find(paths: &Paths, fits: impl Fn(&[String]) -> bool) -> Option<OwnedFd> {
     let same_network = std::fs::read_link(proc.join("ns/net")).ok()?
         == std::fs::read_link("/proc/thread-self/ns/net").ok()?;
     let program = std::fs::read_link(proc.join("exe")).ok()?;
-    let is_dnsmasq = program.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"dnsmasq"));
+    let is_dnsmasq = program
+        .file_name()
+        .is_some_and(|n| n.as_encoded_bytes().starts_with(b"dnsmasq"));
     (same_network && is_dnsmasq && !args.is_empty() && fits(args)).then_some(process)
 }
 
@@ -419,7 +435,9 @@ fn account(user: &str, root: &Path) -> Result<Option<Account>, HostError> {
             continue;
         }
         let meta = std::fs::metadata(dir).map_err(io(format!("look at {}", dir.display())))?;
-        if meta.mode() & 0o001 != 0 || (meta.uid() == entry.uid.as_raw() && meta.mode() & 0o100 != 0) {
+        if meta.mode() & 0o001 != 0
+            || (meta.uid() == entry.uid.as_raw() && meta.mode() & 0o100 != 0)
+        {
             continue;
         }
         if depth > 1 {

@@ -65,7 +65,10 @@ impl Host for Fake {
 
     async fn used_subnets(&self) -> Result<Vec<IpNet>, HostError> {
         let state = self.state();
-        let links = state.links.iter().flat_map(|l| l.addresses.iter().map(|a| a.net));
+        let links = state
+            .links
+            .iter()
+            .flat_map(|l| l.addresses.iter().map(|a| a.net));
         let networks = state.networks.values().flat_map(NetworkPlan::addresses);
         Ok(links.chain(networks).collect())
     }
@@ -83,19 +86,28 @@ impl Host for Fake {
             return Err(HostError::ForeignLink(plan.name.clone()));
         }
         // As on a real host, a failure comes after something was done.
-        self.state().networks.insert(plan.name.clone(), plan.clone());
+        self.state()
+            .networks
+            .insert(plan.name.clone(), plan.clone());
         self.check("apply")
     }
 
     async fn remove(&self, plan: &NetworkPlan) -> Result<(), HostError> {
         let mut state = self.state();
         state.networks.remove(&plan.name);
-        state.records.retain(|(network, _), _| *network != plan.name);
+        state
+            .records
+            .retain(|(network, _), _| *network != plan.name);
+        Ok(())
+    }
+
+    async fn adopt(&self, _bridge: &str, _links: Vec<String>) -> Result<(), HostError> {
         Ok(())
     }
 
     async fn sweep(&self, known: Vec<(String, String)>) -> Result<(), HostError> {
-        let is_known = |n: &NetworkPlan| known.iter().any(|k| *k == (n.name.clone(), n.uid.clone()));
+        let is_known =
+            |n: &NetworkPlan| known.iter().any(|k| *k == (n.name.clone(), n.uid.clone()));
         self.state().networks.retain(|_, n| is_known(n));
         Ok(())
     }
@@ -105,7 +117,10 @@ impl Host for Fake {
     }
 
     async fn reset_guards(&self, guards: Vec<PortGuard>) -> Result<(), HostError> {
-        self.state().guards = guards.into_iter().map(|g| (g.host_name.clone(), g)).collect();
+        self.state().guards = guards
+            .into_iter()
+            .map(|g| (g.host_name.clone(), g))
+            .collect();
         Ok(())
     }
 
@@ -128,7 +143,9 @@ impl Host for Fake {
         let mut state = self.state();
         state.records.retain(|(n, _), _| n != network);
         for record in records {
-            state.records.insert((network.to_owned(), record.port.clone()), record);
+            state
+                .records
+                .insert((network.to_owned(), record.port.clone()), record);
         }
         Ok(())
     }
@@ -156,7 +173,12 @@ impl Host for Fake {
     }
 
     async fn leases(&self, network: &str) -> Result<Vec<FileLease>, HostError> {
-        Ok(self.state().leases.get(network).cloned().unwrap_or_default())
+        Ok(self
+            .state()
+            .leases
+            .get(network)
+            .cloned()
+            .unwrap_or_default())
     }
 
     async fn rename_leases(&self, from: &str, to: &str) -> Result<(), HostError> {

@@ -311,10 +311,10 @@ impl Links {
             if link.addresses.iter().any(|a| a.net == *net) {
                 continue;
             }
-            let mut request =
-                self.handle
-                    .address()
-                    .add(link.index, net.addr(), net.prefix_len());
+            let mut request = self
+                .handle
+                .address()
+                .add(link.index, net.addr(), net.prefix_len());
             if net.addr().is_ipv6() {
                 // Nobody else is on a bridge that was just made, and dnsmasq cannot listen on an
                 // address that is still being tried.

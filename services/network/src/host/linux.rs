@@ -57,7 +57,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Runs a blocking netlink exchange off the runtime's threads. They are all in the network
 /// namespace that the service was started in.
-async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, HostError>
+async fn blocking<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, HostError>
 where
     T: Send + 'static,
     E: Into<HostError> + Send + 'static,
@@ -79,8 +81,7 @@ impl Linux {
     /// Opens the kernel's interfaces. `firewall_changed` is notified when anyone changes tables
     /// or chains of nf_tables.
     pub fn open(config: HostConfig, firewall_changed: Arc<Notify>) -> Result<Self, HostError> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(io("open rtnetlink"))?;
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(io("open rtnetlink"))?;
         tokio::spawn(connection);
         let shapes: Arc<Mutex<HashMap<String, u64>>> = Arc::default();
         let seen = shapes.clone();
@@ -151,7 +152,11 @@ impl Linux {
             }
             let why = if link.controller.is_some() {
                 Some("it is a port of another link")
-            } else if link.addresses.iter().any(|a| a.scope == super::Scope::Global) {
+            } else if link
+                .addresses
+                .iter()
+                .any(|a| a.scope == super::Scope::Global)
+            {
                 Some("it has addresses; only links without can be bridged")
             } else {
                 None
@@ -201,7 +206,7 @@ impl Linux {
                 nf::nat::apply(&prefix, &copy)?;
             }
             let mut notes = nf::foreign::settle(&prefix, &copy)?;
-            notes.extend(nf::foreign::legacy_warning());
+            notes.extend(nf::legacy::warnings(&copy));
             Ok::<_, HostError>(notes)
         })
         .await?;
@@ -258,7 +263,9 @@ impl Linux {
             let mut batch = nf::Batch::new();
             for (family, name) in nf::tables()? {
                 let ours = name == prefix
-                    || name.strip_prefix(&prefix).is_some_and(|rest| rest.starts_with('.'));
+                    || name
+                        .strip_prefix(&prefix)
+                        .is_some_and(|rest| rest.starts_with('.'));
                 if ours && (family == nf::INET || family == nf::BRIDGE) {
                     batch.remove_table(family, &name);
                 }
@@ -317,8 +324,12 @@ impl Host for Linux {
         }
         Self::kernel_settings(plan)?;
         let alias = self.alias(&plan.uid);
-        let mtu = plan.mtu.or_else(|| before.and_then(|b| b.mtu).map(|_| 1500));
-        self.links.configure(&link, &alias, plan.hwaddr, mtu).await?;
+        let mtu = plan
+            .mtu
+            .or_else(|| before.and_then(|b| b.mtu).map(|_| 1500));
+        self.links
+            .configure(&link, &alias, plan.hwaddr, mtu)
+            .await?;
         link = self.bridge(plan).await?;
         let addresses: Vec<IpNet> = plan.addresses().collect();
         self.links.set_addresses(&link, &addresses).await?;
@@ -347,6 +358,20 @@ impl Host for Linux {
             nf::nat::remove(&prefix, &name)
         })
         .await
+    }
+
+    async fn adopt(&self, bridge: &str, links: Vec<String>) -> Result<(), HostError> {
+        let Some(bridge) = self.links.get(bridge).await? else {
+            return Ok(());
+        };
+        for name in links {
+            if let Some(link) = self.links.get(&name).await?
+                && link.controller.is_none()
+            {
+                self.links.enslave(&link, Some(bridge.index)).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn sweep(&self, known: Vec<(String, String)>) -> Result<(), HostError> {
@@ -396,9 +421,13 @@ impl Host for Linux {
 
     async fn reset_guards(&self, ports: Vec<PortGuard>) -> Result<(), HostError> {
         let mut guards = self.guards.lock().await;
-        let wanted: HashMap<String, PortGuard> =
-            ports.into_iter().map(|p| (p.host_name.clone(), p)).collect();
-        let there = blocking(nf::tables).await?.contains(&(nf::BRIDGE, self.prefix.clone()));
+        let wanted: HashMap<String, PortGuard> = ports
+            .into_iter()
+            .map(|p| (p.host_name.clone(), p))
+            .collect();
+        let there = blocking(nf::tables)
+            .await?
+            .contains(&(nf::BRIDGE, self.prefix.clone()));
         let needed = wanted.values().any(PortGuard::is_needed);
         // A first start cannot know what the tables hold.
         if guards.ports != wanted || guards.built != there || needed != there {

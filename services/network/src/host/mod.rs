@@ -146,6 +146,9 @@ pub trait Host: Send + Sync + 'static {
     /// Removes the network's link, rules and services; its lease file too.
     async fn remove(&self, plan: &NetworkPlan) -> Result<(), HostError>;
 
+    /// Puts those of the links that are there and in no bridge back into theirs.
+    async fn adopt(&self, bridge: &str, links: Vec<String>) -> Result<(), HostError>;
+
     /// Removes bridges, rules and services of Berth's that belong to none of these networks
     /// (name and uid). A bridge that links are in is left alone, with a warning in the log.
     async fn sweep(&self, known: Vec<(String, String)>) -> Result<(), HostError>;
@@ -163,11 +166,8 @@ pub trait Host: Send + Sync + 'static {
     async fn disarm(&self, host_name: &str) -> Result<(), HostError>;
 
     /// Makes DHCP's records of a network exactly these.
-    async fn reset_records(
-        &self,
-        network: &str,
-        records: Vec<HostRecord>,
-    ) -> Result<(), HostError>;
+    async fn reset_records(&self, network: &str, records: Vec<HostRecord>)
+    -> Result<(), HostError>;
 
     /// Adds or replaces a record.
     async fn put_record(&self, network: &str, record: &HostRecord) -> Result<(), HostError>;

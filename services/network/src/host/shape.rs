@@ -62,7 +62,12 @@ pub(crate) fn limit(index: u32, bps: u64) -> io::Result<()> {
 pub(crate) fn unlimit(index: u32) -> io::Result<()> {
     match send(RTM_DELQDISC, 0, &Attrs::new().raw(&tcmsg(index))) {
         // There is none, or the link is gone.
-        Err(e) if [Some(libc::ENOENT), Some(libc::EINVAL), Some(libc::ENODEV)].contains(&e.raw_os_error()) => Ok(()),
+        Err(e)
+            if [Some(libc::ENOENT), Some(libc::EINVAL), Some(libc::ENODEV)]
+                .contains(&e.raw_os_error()) =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }

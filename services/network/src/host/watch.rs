@@ -19,8 +19,7 @@ const GROUP_NFTABLES: u32 = 7;
 /// Calls `seen` for each link that appears or changes, until the process ends.
 pub(crate) fn links(seen: impl Fn(Link) + Send + 'static) -> Result<(), HostError> {
     let (connection, _handle, mut messages) =
-        rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
-            .map_err(io("watch links"))?;
+        rtnetlink::new_multicast_connection(&[MulticastGroup::Link]).map_err(io("watch links"))?;
     tokio::spawn(connection);
     tokio::spawn(async move {
         // Keeps the connection open.

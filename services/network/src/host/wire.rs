@@ -67,7 +67,7 @@ impl Attrs {
 }
 
 fn pad(buffer: &mut Vec<u8>) {
-    while buffer.len() % 4 != 0 {
+    while !buffer.len().is_multiple_of(4) {
         buffer.push(0);
     }
 }

@@ -229,7 +229,11 @@ mod tests {
             ("ipv6.address", "fd42::1/64"),
             ("ipv6.dhcp.stateful", "true"),
         ]);
-        assert!(stateful.iter().any(|a| a.starts_with("--dhcp-range=fd42::2,fd42::ffff")));
+        assert!(
+            stateful
+                .iter()
+                .any(|a| a.starts_with("--dhcp-range=fd42::2,fd42::ffff"))
+        );
     }
 
     #[test]

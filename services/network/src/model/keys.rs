@@ -151,7 +151,9 @@ fn check_value(key: &str, kind: Kind, value: &str) -> Result<(), Error> {
     let ok = match kind {
         Kind::Bool => parse_bool(value).is_some(),
         Kind::Mac => value.parse::<Mac>().is_ok_and(Mac::is_unicast),
-        Kind::Mtu => value.parse::<u32>().is_ok_and(|m| (68..=65535).contains(&m)),
+        Kind::Mtu => value
+            .parse::<u32>()
+            .is_ok_and(|m| (68..=65535).contains(&m)),
         Kind::Driver if value == "openvswitch" => {
             return Err(unsupported(key, "bridge.driver \"openvswitch\""));
         }
@@ -317,9 +319,12 @@ fn family(config: &Config, which: &str) -> Result<Option<Family>, Error> {
     let flag = |key: &str, default| get(key).and_then(parse_bool).unwrap_or(default);
     let subnet: IpNet = match get("address") {
         None | Some("none") => return Ok(None),
-        Some(text) => text
-            .parse()
-            .map_err(|_| bad(&format!("{which}.address"), format!("{text:?} is not resolved")))?,
+        Some(text) => text.parse().map_err(|_| {
+            bad(
+                &format!("{which}.address"),
+                format!("{text:?} is not resolved"),
+            )
+        })?,
     };
     Ok(Some(Family {
         subnet,
@@ -348,7 +353,10 @@ fn dhcp(config: &Config, which: &str, subnet: IpNet) -> Result<Option<Dhcp>, Err
     if !room {
         return match asked {
             None => Ok(None),
-            Some(_) => Err(bad(&key("dhcp"), format!("{subnet} has no room for guests"))),
+            Some(_) => Err(bad(
+                &key("dhcp"),
+                format!("{subnet} has no room for guests"),
+            )),
         };
     }
     if !stateful && subnet.prefix_len() != 64 {
@@ -438,7 +446,10 @@ mod tests {
             ("dns.domain", "example.org"),
             ("dns.mode", "dynamic"),
             ("ipv4.address", "10.1.2.1/24"),
-            ("ipv4.dhcp.ranges", "10.1.2.10-10.1.2.20, 10.1.2.30-10.1.2.40"),
+            (
+                "ipv4.dhcp.ranges",
+                "10.1.2.10-10.1.2.20, 10.1.2.30-10.1.2.40",
+            ),
             ("ipv4.nat", "true"),
             ("ipv6.address", "fd42::1/64"),
             ("user.anything", "goes\nhere"),
@@ -490,9 +501,22 @@ mod tests {
             "config.ipv4.dhcp.ranges"
         );
         assert!(make(&[("ipv6.address", "fd42::1/80")]).is_err());
-        assert!(make(&[("ipv6.address", "fd42::1/80"), ("ipv6.dhcp.stateful", "true")]).is_ok());
+        assert!(
+            make(&[
+                ("ipv6.address", "fd42::1/80"),
+                ("ipv6.dhcp.stateful", "true")
+            ])
+            .is_ok()
+        );
         assert!(make(&[("bridge.external_interfaces", "br0")]).is_err());
-        assert!(make(&[("ipv4.address", "10.0.0.1/32")]).unwrap().ipv4.unwrap().dhcp.is_none());
+        assert!(
+            make(&[("ipv4.address", "10.0.0.1/32")])
+                .unwrap()
+                .ipv4
+                .unwrap()
+                .dhcp
+                .is_none()
+        );
     }
 
     #[test]

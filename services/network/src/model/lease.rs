@@ -72,10 +72,7 @@ mod tests {
         );
         assert_eq!(leases.len(), 4);
         assert_eq!(leases[1].hostname, "");
-        assert_eq!(
-            leases[2].mac.unwrap().to_string(),
-            "00:16:3e:aa:bb:cc"
-        );
+        assert_eq!(leases[2].mac.unwrap().to_string(), "00:16:3e:aa:bb:cc");
         assert_eq!(leases[3].mac, None);
     }
 

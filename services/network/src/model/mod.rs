@@ -88,7 +88,9 @@ pub fn parse_bool(text: &str) -> Option<bool> {
 
 /// The parts of a comma separated list, trimmed; empty text has none.
 pub fn split_list(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
 }
 
 /// A subnet with host bits zero, written canonically.
@@ -99,6 +101,6 @@ pub fn parse_subnet(text: &str) -> Option<ipnet::IpNet> {
 
 /// An address that a host may have.
 pub fn is_host_address(address: IpAddr) -> bool {
-    !(address.is_unspecified() || address.is_multicast() || address.is_loopback())
-        && !matches!(address, IpAddr::V4(a) if a.is_broadcast())
+    let is_broadcast = matches!(address, IpAddr::V4(a) if a.is_broadcast());
+    !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || is_broadcast)
 }

@@ -142,7 +142,12 @@ pub fn unsupported(key: &str, what: impl std::fmt::Display) -> Error {
 
 /// Reads the options of a nic.
 pub fn parse(config: &BTreeMap<String, String>) -> Result<Options, Error> {
-    let get = |key: &str| config.get(key).map(String::as_str).filter(|v| !v.is_empty());
+    let get = |key: &str| {
+        config
+            .get(key)
+            .map(String::as_str)
+            .filter(|v| !v.is_empty())
+    };
     for (key, value) in config {
         if key.chars().chain(value.chars()).any(char::is_control) {
             return Err(Error::invalid(
@@ -178,7 +183,10 @@ pub fn parse(config: &BTreeMap<String, String>) -> Result<Options, Error> {
         Some(name) if !is_link_name(name) => Err(bad(key, format!("{name:?} is no link's name"))),
         name => Ok(name.map(str::to_owned)),
     };
-    let (max_in, max_out) = (limit(get("limits.ingress"), "limits.ingress")?, limit(get("limits.egress"), "limits.egress")?);
+    let (max_in, max_out) = (
+        limit(get("limits.ingress"), "limits.ingress")?,
+        limit(get("limits.egress"), "limits.egress")?,
+    );
     let max = limit(get("limits.max"), "limits.max")?;
     if max.is_some() && (max_in.is_some() || max_out.is_some()) {
         return Err(bad(
@@ -198,8 +206,12 @@ pub fn parse(config: &BTreeMap<String, String>) -> Result<Options, Error> {
         guest_name: link("name")?,
         mac: mac(get("hwaddr"))?,
         mtu: mtu(get("mtu"))?,
-        ipv4: address(get("ipv4.address"), "ipv4.address", |a: &Ipv4Addr| is_host_address((*a).into()))?,
-        ipv6: address(get("ipv6.address"), "ipv6.address", |a: &Ipv6Addr| is_host_address((*a).into()))?,
+        ipv4: address(get("ipv4.address"), "ipv4.address", |a: &Ipv4Addr| {
+            is_host_address((*a).into())
+        })?,
+        ipv6: address(get("ipv6.address"), "ipv6.address", |a: &Ipv6Addr| {
+            is_host_address((*a).into())
+        })?,
         routes,
         ingress_bps: max_in.or(max).unwrap_or(0),
         egress_bps: max_out.or(max).unwrap_or(0),
@@ -334,13 +346,33 @@ mod tests {
             (&[("nictype", "x")], Code::InvalidArgument, "nictype"),
             (&[("vlan", "5")], Code::Unimplemented, "vlan"),
             (&[("nonsense", "5")], Code::InvalidArgument, "nonsense"),
-            (&[("nictype", "p2p"), ("parent", "x")], Code::InvalidArgument, "parent"),
-            (&[("nictype", "macvlan"), ("limits.max", "1")], Code::InvalidArgument, "limits.max"),
-            (&[("ipv4.address", "none")], Code::InvalidArgument, "ipv4.address"),
-            (&[("ipv4.address", "fd42::1")], Code::InvalidArgument, "ipv4.address"),
+            (
+                &[("nictype", "p2p"), ("parent", "x")],
+                Code::InvalidArgument,
+                "parent",
+            ),
+            (
+                &[("nictype", "macvlan"), ("limits.max", "1")],
+                Code::InvalidArgument,
+                "limits.max",
+            ),
+            (
+                &[("ipv4.address", "none")],
+                Code::InvalidArgument,
+                "ipv4.address",
+            ),
+            (
+                &[("ipv4.address", "fd42::1")],
+                Code::InvalidArgument,
+                "ipv4.address",
+            ),
             (&[("hwaddr", "x")], Code::InvalidArgument, "hwaddr"),
             (&[("host_name", "-x")], Code::InvalidArgument, "host_name"),
-            (&[("limits.ingress", "fast")], Code::InvalidArgument, "limits.ingress"),
+            (
+                &[("limits.ingress", "fast")],
+                Code::InvalidArgument,
+                "limits.ingress",
+            ),
         ] {
             let error = options(pairs).unwrap_err();
             assert_eq!(error.code, code, "{pairs:?}");

@@ -34,7 +34,9 @@ mod tests {
         assert_eq!(parse("100Mbit"), Some(100_000_000));
         assert_eq!(parse("1Kibit"), Some(1024));
         assert_eq!(parse("12"), Some(12));
-        for bad in ["", "Mbit", "1MB", "-1", "1.5Mbit", "99Ebit", "1 0bit", "１bit"] {
+        for bad in [
+            "", "Mbit", "1MB", "-1", "1.5Mbit", "99Ebit", "1 0bit", "１bit",
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

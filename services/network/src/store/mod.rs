@@ -288,7 +288,9 @@ impl Networks {
         self.store
             .read()
             .fetch_all(
-                &format!("SELECT record FROM ports WHERE {condition} ORDER BY project, segment, id"),
+                &format!(
+                    "SELECT record FROM ports WHERE {condition} ORDER BY project, segment, id"
+                ),
                 args![&self.node, value],
             )
             .await

@@ -89,7 +89,10 @@ pub type Mac = [u8; 6];
 pub const EVERYONE: Mac = [0xff; 6];
 
 pub fn mac(text: &str) -> Mac {
-    let bytes: Vec<u8> = text.split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect();
+    let bytes: Vec<u8> = text
+        .split(':')
+        .map(|b| u8::from_str_radix(b, 16).unwrap())
+        .collect();
     bytes.try_into().unwrap()
 }
 

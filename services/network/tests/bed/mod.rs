@@ -76,7 +76,12 @@ pub fn nft(rules: &str) {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(rules.as_bytes())
+        .unwrap();
     assert!(child.wait().unwrap().success(), "nft refused {rules}");
 }
 
@@ -136,7 +141,9 @@ impl Bed {
 
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth-network"));
-        command.arg("--config").arg(self.dir.path().join("network.toml"));
+        command
+            .arg("--config")
+            .arg(self.dir.path().join("network.toml"));
         command
     }
 
@@ -225,7 +232,12 @@ impl Bed {
 
     /// Pid of a network's dnsmasq.
     pub fn dnsmasq(&self, network: &str) -> Option<i32> {
-        let path = self.dir.path().join("state/dnsmasq").join(network).join("pid");
+        let path = self
+            .dir
+            .path()
+            .join("state/dnsmasq")
+            .join(network)
+            .join("pid");
         std::fs::read_to_string(path).ok()?.trim().parse().ok()
     }
 }
@@ -319,7 +331,9 @@ impl Guest {
         let path = script.to_str().unwrap();
         let output = self.try_run(
             "busybox",
-            &["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "6", "-T", "1", "-s", path],
+            &[
+                "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "6", "-T", "1", "-s", path,
+            ],
         );
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let line = text.lines().find_map(|l| l.strip_prefix("ADDRESS "))?;
@@ -338,11 +352,19 @@ pub fn world() {
     run("ip", &["netns", "add", "world"]);
     run(
         "ip",
-        &["link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", "world"],
+        &[
+            "link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", "world",
+        ],
     );
     run("ip", &["addr", "add", "192.0.2.1/24", "dev", "uplink"]);
     run("ip", &["link", "set", "uplink", "up"]);
     let inside = ["netns", "exec", "world", "ip"];
-    run("ip", &[&inside[..], &["addr", "add", "192.0.2.2/24", "dev", "eth0"]].concat());
-    run("ip", &[&inside[..], &["link", "set", "eth0", "up"]].concat());
+    run(
+        "ip",
+        &[&inside[..], &["addr", "add", "192.0.2.2/24", "dev", "eth0"]].concat(),
+    );
+    run(
+        "ip",
+        &[&inside[..], &["link", "set", "eth0", "up"]].concat(),
+    );
 }

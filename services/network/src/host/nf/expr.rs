@@ -165,14 +165,16 @@ impl Rule {
 
     /// The pair of incoming link and field is not in the set.
     pub(crate) fn pair_not_in(self, field: Field, set: &str) -> Self {
-        self.meta(META_IIFNAME).load(SECOND, field).lookup(set, true)
+        self.meta(META_IIFNAME)
+            .load(SECOND, field)
+            .lookup(set, true)
     }
 
-    pub(crate) fn is(self, field: Field, value: &[u8]) -> Self {
+    pub(crate) fn equals(self, field: Field, value: &[u8]) -> Self {
         self.load(FIRST, field).cmp(EQ, value)
     }
 
-    pub(crate) fn is_not(self, field: Field, value: &[u8]) -> Self {
+    pub(crate) fn differs(self, field: Field, value: &[u8]) -> Self {
         self.load(FIRST, field).cmp(NEQ, value)
     }
 
@@ -182,7 +184,9 @@ impl Rule {
 
     /// Some bit of the mask is set in the field.
     pub(crate) fn has_bits(self, field: Field, mask: &[u8]) -> Self {
-        self.load(FIRST, field).mask(mask).cmp(NEQ, &vec![0; mask.len()])
+        self.load(FIRST, field)
+            .mask(mask)
+            .cmp(NEQ, &vec![0; mask.len()])
     }
 
     pub(crate) fn l4proto(self, number: u8) -> Self {
@@ -195,11 +199,11 @@ impl Rule {
     }
 
     /// The source (or not the destination) lies in a subnet; the family is checked first.
-    pub(crate) fn from_subnet(self, net: IpNet) -> Self {
+    pub(crate) fn source_in(self, net: IpNet) -> Self {
         self.subnet(net, true, EQ)
     }
 
-    pub(crate) fn not_to_subnet(self, net: IpNet) -> Self {
+    pub(crate) fn target_not_in(self, net: IpNet) -> Self {
         self.subnet(net, false, NEQ)
     }
 

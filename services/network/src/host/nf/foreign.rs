@@ -55,7 +55,13 @@ pub(crate) fn settle(prefix: &str, plan: &NetworkPlan) -> Result<Vec<String>, Nf
     }
     let families: Vec<u8> = plan
         .families()
-        .map(|f| if f.subnet.addr().is_ipv4() { IPV4 } else { IPV6 })
+        .map(|f| {
+            if f.subnet.addr().is_ipv4() {
+                IPV4
+            } else {
+                IPV6
+            }
+        })
         .collect();
     for chain in &chains {
         let Some(obstacle) = obstacle(prefix, chain)? else {
@@ -184,7 +190,9 @@ fn parse_rule(attrs: &[u8]) -> ForeignRule {
         return rule;
     };
     for (_, expression) in wire::attributes(list) {
-        let name = wire::find(expression, 1).map(wire::text).unwrap_or_default();
+        let name = wire::find(expression, 1)
+            .map(wire::text)
+            .unwrap_or_default();
         let data = wire::find(expression, 2).unwrap_or(&[]);
         match name.as_str() {
             "counter" | "log" | "notrack" => {}
@@ -293,7 +301,9 @@ fn sentence(obstacle: &Obstacle, plan: &NetworkPlan) -> String {
         )
     };
     let cure = if obstacle.table == "firewalld" {
-        format!("firewall-cmd --permanent --zone=trusted --change-interface={bridge}; firewall-cmd --reload")
+        format!(
+            "firewall-cmd --permanent --zone=trusted --change-interface={bridge}; firewall-cmd --reload"
+        )
     } else if obstacle.table == "filter" {
         ufw
     } else {
@@ -303,25 +313,4 @@ fn sentence(obstacle: &Obstacle, plan: &NetworkPlan) -> String {
         "The chain \"{family} {} {}\" ({}) of another firewall is in the way: {effect}. To let them through: {cure}",
         obstacle.table, obstacle.chain, obstacle.why
     )
-}
-
-/// Legacy iptables keep their rules outside nf_tables, where they can be neither read nor
-/// changed without their own program; their presence is told.
-pub(crate) fn legacy_warning() -> Option<String> {
-    let mut found = Vec::new();
-    for (path, family) in [
-        ("/proc/self/net/ip_tables_names", "IPv4"),
-        ("/proc/self/net/ip6_tables_names", "IPv6"),
-    ] {
-        let names = std::fs::read_to_string(path).unwrap_or_default();
-        if names.lines().any(|n| n == "filter") {
-            found.push(family);
-        }
-    }
-    (!found.is_empty()).then(|| {
-        format!(
-            "Legacy iptables rules ({}) are loaded beside nftables; if they drop forwarded packets, guests cannot reach other networks (see iptables-legacy -S FORWARD)",
-            found.join(" and ")
-        )
-    })
 }

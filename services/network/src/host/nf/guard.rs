@@ -63,7 +63,9 @@ pub(crate) fn disarm(prefix: &str, port: &PortGuard) -> Result<(), NfError> {
 
 fn add_bridge_table(batch: &mut Batch, table: &str) {
     batch.add_table(BRIDGE, table);
-    for set in ["mac_on", "ip4_on", "ip4_none", "ip6_on", "ip6_none", "isolated"] {
+    for set in [
+        "mac_on", "ip4_on", "ip4_none", "ip6_on", "ip6_none", "isolated",
+    ] {
         batch.add_set(BRIDGE, table, set, &[IFNAME]);
     }
     batch.add_set(BRIDGE, table, "macs", &[IFNAME, ETHER_ADDR]);
@@ -88,7 +90,7 @@ fn add_bridge_table(batch: &mut Batch, table: &str) {
     }
     for (set, kinds) in [("ip4_none", &[IP4, ARP][..]), ("ip6_none", &[IP6][..])] {
         for kind in kinds {
-            let rule = Rule::new().iifname_in(set).is(ETHER_TYPE, kind).drop();
+            let rule = Rule::new().iifname_in(set).equals(ETHER_TYPE, kind).drop();
             batch.add_rule(BRIDGE, table, "guard", rule);
         }
     }
@@ -120,20 +122,20 @@ fn add_inet_table(batch: &mut Batch, table: &str) {
 fn mac_rules() -> Vec<Rule> {
     let udp_to = |port: u16| {
         Rule::new()
-            .is(ETHER_TYPE, &IP4)
+            .equals(ETHER_TYPE, &IP4)
             .l4proto(UDP)
-            .is(DPORT, &port.to_be_bytes())
+            .equals(DPORT, &port.to_be_bytes())
     };
     let nd = |kind: u8| {
         Rule::new()
-            .is(ETHER_TYPE, &IP6)
-            .is(IP6_NEXT_HEADER, &[ICMPV6])
-            .is(ICMP_TYPE, &[kind])
+            .equals(ETHER_TYPE, &IP6)
+            .equals(IP6_NEXT_HEADER, &[ICMPV6])
+            .equals(ICMP_TYPE, &[kind])
     };
     let mut rules = vec![
         Rule::new().pair_not_in(ETHER_SADDR, "macs").drop(),
         Rule::new()
-            .is(ETHER_TYPE, &ARP)
+            .equals(ETHER_TYPE, &ARP)
             .pair_not_in(ARP_SENDER_ETHER, "macs")
             .drop(),
         // A lease belongs to `chaddr`, not to the frame's source: other people's chaddr would
@@ -147,7 +149,7 @@ fn mac_rules() -> Vec<Rule> {
         rules.push(nd(kind).above(IP6_PAYLOAD_LEN, &[0, 32]).drop());
         rules.push(
             nd(kind)
-                .is(ND_OPTION, &[option])
+                .equals(ND_OPTION, &[option])
                 .pair_not_in(ND_OPTION_ETHER, "macs")
                 .drop(),
         );
@@ -155,7 +157,7 @@ fn mac_rules() -> Vec<Rule> {
     rules.push(nd(133).above(IP6_PAYLOAD_LEN, &[0, 16]).drop());
     rules.push(
         nd(133)
-            .is(RS_OPTION, &[1])
+            .equals(RS_OPTION, &[1])
             .pair_not_in(RS_OPTION_ETHER, "macs")
             .drop(),
     );
@@ -169,10 +171,10 @@ fn nd_behind_extension_headers() -> Vec<Rule> {
     (133_u8..=137)
         .map(|kind| {
             Rule::new()
-                .is(ETHER_TYPE, &IP6)
-                .is_not(IP6_NEXT_HEADER, &[ICMPV6])
+                .equals(ETHER_TYPE, &IP6)
+                .differs(IP6_NEXT_HEADER, &[ICMPV6])
                 .l4proto(ICMPV6)
-                .is(ICMP_TYPE, &[kind])
+                .equals(ICMP_TYPE, &[kind])
                 .drop()
         })
         .collect()
@@ -181,56 +183,61 @@ fn nd_behind_extension_headers() -> Vec<Rule> {
 /// Only ARP, IPv4 and IPv6: a VLAN tag or another protocol would carry anything past the rules.
 fn known_protocols_only() -> Rule {
     Rule::new()
-        .is_not(ETHER_TYPE, &ARP)
-        .is_not(ETHER_TYPE, &IP4)
-        .is_not(ETHER_TYPE, &IP6)
+        .differs(ETHER_TYPE, &ARP)
+        .differs(ETHER_TYPE, &IP4)
+        .differs(ETHER_TYPE, &IP6)
         .drop()
 }
 
 fn ip4_rules() -> Vec<Rule> {
-    let ip = || Rule::new().is(ETHER_TYPE, &IP4);
+    let ip = || Rule::new().equals(ETHER_TYPE, &IP4);
     let any = Ipv4Addr::UNSPECIFIED.octets();
     vec![
         known_protocols_only(),
         // A probe (sender 0.0.0.0) claims nothing.
         Rule::new()
-            .is(ETHER_TYPE, &ARP)
-            .is_not(ARP_SENDER_IP, &any)
+            .equals(ETHER_TYPE, &ARP)
+            .differs(ARP_SENDER_IP, &any)
             .pair_not_in(ARP_SENDER_IP, "ip4s")
             .drop(),
         // Nobody but the network answers DHCP.
-        ip().l4proto(UDP).is(SPORT, &67_u16.to_be_bytes()).drop(),
         ip().l4proto(UDP)
-            .is(SPORT, &68_u16.to_be_bytes())
-            .is(DPORT, &67_u16.to_be_bytes())
-            .is(IP_SADDR, &any)
-            .is(IP_DADDR, &Ipv4Addr::BROADCAST.octets())
+            .equals(SPORT, &67_u16.to_be_bytes())
+            .drop(),
+        ip().l4proto(UDP)
+            .equals(SPORT, &68_u16.to_be_bytes())
+            .equals(DPORT, &67_u16.to_be_bytes())
+            .equals(IP_SADDR, &any)
+            .equals(IP_DADDR, &Ipv4Addr::BROADCAST.octets())
             .verdict(Verdict::Return),
         ip().pair_not_in(IP_SADDR, "ip4s").drop(),
     ]
 }
 
 fn ip6_rules() -> Vec<Rule> {
-    let ip6 = || Rule::new().is(ETHER_TYPE, &IP6);
-    let icmp = |kind: u8| ip6().l4proto(ICMPV6).is(ICMP_TYPE, &[kind]);
+    let ip6 = || Rule::new().equals(ETHER_TYPE, &IP6);
+    let icmp = |kind: u8| ip6().l4proto(ICMPV6).equals(ICMP_TYPE, &[kind]);
     let any = Ipv6Addr::UNSPECIFIED.octets();
     let mut rules = vec![
         known_protocols_only(),
         // Router advertisements and redirects are the network's to send, and so is DHCPv6.
         icmp(134).drop(),
         icmp(137).drop(),
-        ip6().l4proto(UDP).is(SPORT, &547_u16.to_be_bytes()).drop(),
+        ip6()
+            .l4proto(UDP)
+            .equals(SPORT, &547_u16.to_be_bytes())
+            .drop(),
     ];
     rules.extend(nd_behind_extension_headers());
     rules.extend([
         icmp(136).pair_not_in(ND_TARGET, "ip6s").drop(),
         // Duplicate address detection, asked from `::`, claims its target.
         icmp(135)
-            .is(IP6_SADDR, &any)
+            .equals(IP6_SADDR, &any)
             .pair_not_in(ND_TARGET, "ip6s")
             .drop(),
         ip6()
-            .is(IP6_SADDR, &any)
+            .equals(IP6_SADDR, &any)
             .l4proto(ICMPV6)
             .verdict(Verdict::Return),
         ip6().pair_not_in(IP6_SADDR, "ip6s").drop(),
@@ -296,7 +303,13 @@ fn add_port(batch: &mut Batch, table: &str, port: &PortGuard) {
         let burst = (bytes / 10).clamp(LEAST_BURST, u64::from(u32::MAX));
         let burst = u32::try_from(burst).unwrap_or(u32::MAX);
         batch.add_limit(family, table, &limit, bytes, burst);
-        batch.map_limit(family, table, "egress", &ifname_key(&port.host_name), &limit);
+        batch.map_limit(
+            family,
+            table,
+            "egress",
+            &ifname_key(&port.host_name),
+            &limit,
+        );
     }
 }
 

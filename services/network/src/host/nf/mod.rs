@@ -10,6 +10,7 @@
 pub(crate) mod expr;
 pub(crate) mod foreign;
 pub(crate) mod guard;
+pub(crate) mod legacy;
 pub(crate) mod nat;
 
 use std::io;
@@ -159,9 +160,7 @@ impl Batch {
             .text(3, chain)
             .nest(
                 4,
-                Attrs::new()
-                    .be32(1, hook)
-                    .bytes(2, &priority.to_be_bytes()),
+                Attrs::new().be32(1, hook).bytes(2, &priority.to_be_bytes()),
             )
             .be32(5, 1)
             .text(7, kind);
@@ -360,9 +359,21 @@ impl Batch {
         let mut subsystem = vec![0, 0];
         subsystem.extend_from_slice(&SUBSYSTEM.to_be_bytes());
         let mut datagram = Vec::with_capacity(self.messages.len() + 64);
-        wire::message(&mut datagram, BATCH_BEGIN, wire::NLM_F_REQUEST, 1, &subsystem);
+        wire::message(
+            &mut datagram,
+            BATCH_BEGIN,
+            wire::NLM_F_REQUEST,
+            1,
+            &subsystem,
+        );
         datagram.extend_from_slice(&self.messages);
-        wire::message(&mut datagram, BATCH_END, wire::NLM_F_REQUEST, last + 1, &subsystem);
+        wire::message(
+            &mut datagram,
+            BATCH_END,
+            wire::NLM_F_REQUEST,
+            last + 1,
+            &subsystem,
+        );
 
         let channel = Channel::open(NETLINK_NETFILTER).map_err(|e| fail("open a socket", e))?;
         channel.transact(&datagram, last).map_err(|(seq, source)| {
@@ -402,7 +413,7 @@ pub(crate) fn ifname_key(name: &str) -> Vec<u8> {
 pub(crate) fn concat_key(name: &str, rest: &[u8]) -> Vec<u8> {
     let mut key = ifname_key(name);
     key.extend_from_slice(rest);
-    while key.len() % 4 != 0 {
+    while !key.len().is_multiple_of(4) {
         key.push(0);
     }
     key

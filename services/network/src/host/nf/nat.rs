@@ -74,12 +74,14 @@ fn add_input(batch: &mut Batch, table: &str, plan: &NetworkPlan) {
         };
         let v4 = number(family) == IPV4;
         for proto in [TCP, UDP] {
-            let rule = on_bridge(proto).is(DPORT, &53_u16.to_be_bytes()).accept();
+            let rule = on_bridge(proto)
+                .equals(DPORT, &53_u16.to_be_bytes())
+                .accept();
             batch.add_rule(INET, table, "input", rule);
         }
         if family.dhcp.is_some() {
             let port: u16 = if v4 { 67 } else { 547 };
-            let rule = on_bridge(UDP).is(DPORT, &port.to_be_bytes()).accept();
+            let rule = on_bridge(UDP).equals(DPORT, &port.to_be_bytes()).accept();
             batch.add_rule(INET, table, "input", rule);
         }
         let icmp = if v4 { ICMP } else { ICMPV6 };
@@ -99,7 +101,7 @@ fn add_nat(batch: &mut Batch, table: &str, family: &Family) {
     };
     batch.add_base_chain(INET, table, chain, ("nat", POSTROUTING, priority));
     let net = family.subnet.trunc();
-    let rule = Rule::new().from_subnet(net).not_to_subnet(net);
+    let rule = Rule::new().source_in(net).target_not_in(net);
     let rule = match family.nat_address {
         Some(address) => rule.snat(address),
         None => rule.masquerade(),
