@@ -1,6 +1,8 @@
 //! What the suites share: pools of every kind in temporary places, and archives.
 #![allow(dead_code, unreachable_pub, reason = "each suite uses a part of it")]
 
+pub mod service;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
