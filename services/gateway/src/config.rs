@@ -2,28 +2,37 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use berth_server::ServerConfig;
+use serde::{Deserialize, Serialize};
 
 /// `gateway.toml`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Listener for gRPC, state directory, database, logs.
-    #[serde(default)]
-    pub server: berth_server::ServerConfig,
     /// Path of the socket that speaks LXD's REST API.
-    #[serde(default = "default_rest_socket")]
     pub rest_socket: PathBuf,
     /// Group that may open it besides its owner; none = the process's own group.
-    #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rest_group: Option<String>,
+    /// Listener for gRPC, state directory, database, logs.
+    pub server: ServerConfig,
     /// Where the owners are.
-    #[serde(default)]
     pub services: Services,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rest_socket: PathBuf::from("/var/lib/berth/unix.socket"),
+            rest_group: None,
+            server: ServerConfig::for_service("gateway"),
+            services: Services::default(),
+        }
+    }
+}
+
 /// Addresses of the four owners: `unix:/path` or `http://host:port`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Services {
     /// Image service.
@@ -46,10 +55,6 @@ impl Default for Services {
             instance: at("instance"),
         }
     }
-}
-
-fn default_rest_socket() -> PathBuf {
-    PathBuf::from("/var/lib/berth/unix.socket")
 }
 
 /// How the server presents itself in `GET /1.0`.

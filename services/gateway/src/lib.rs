@@ -44,6 +44,12 @@ pub mod rest;
 
 use std::sync::Arc;
 
+use berth_rpc::Error;
+use berth_store::Store;
+
+/// Whose operations are whose, where several gateways share a database; there is one.
+const NODE: &str = "none";
+
 /// What every handler has.
 #[derive(Debug)]
 pub struct Gateway {
@@ -61,3 +67,39 @@ pub struct Gateway {
 
 /// Shared by all handlers.
 pub type App = Arc<Gateway>;
+
+impl Gateway {
+    /// Over the gateway's own database and the owners' addresses. Nothing happens yet.
+    ///
+    /// # Errors
+    /// When an address is malformed.
+    pub fn open(store: Store, services: &config::Services) -> Result<App, Error> {
+        Ok(Self::over(store, clients::Owners::connect(services)?))
+    }
+
+    /// Over owners reached some other way, e.g. in memory.
+    pub fn over(store: Store, owners: clients::Owners) -> App {
+        let events = app::events::Events::default();
+        let durable = berth_operations::Operations::new(store, NODE, app::sagas::all());
+        Arc::new(Self {
+            owners,
+            operations: app::operations::Operations::new(durable, events.clone()),
+            events,
+            warnings: app::warnings::Warnings::default(),
+            identity: config::Identity::of_this_process(),
+        })
+    }
+
+    /// Takes up what a crash left unfinished, and begins to follow the owners' events.
+    ///
+    /// # Errors
+    /// When the database can't be read.
+    pub async fn begin(self: &Arc<Self>) -> Result<(), Error> {
+        let count = self.operations.durable().resume(self).await?;
+        if count > 0 {
+            tracing::info!(count, "operations are taken up again");
+        }
+        app::follow::begin(self);
+        Ok(())
+    }
+}

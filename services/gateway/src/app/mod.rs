@@ -1,6 +1,7 @@
 //! Use cases, used by REST and gRPC alike.
 
 pub mod events;
+pub mod follow;
 pub mod holds;
 pub mod images;
 pub mod instances;

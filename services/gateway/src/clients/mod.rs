@@ -67,6 +67,17 @@ impl Owners {
         ))
     }
 
+    /// Guests' files, for an upload that counts only once it is declared complete.
+    pub fn file_upload(
+        &self,
+        complete: upload::Complete,
+    ) -> instance::file_service_client::FileServiceClient<upload::Declared> {
+        instance::file_service_client::FileServiceClient::new(upload::Declared::new(
+            self.instance.clone(),
+            complete,
+        ))
+    }
+
     clients! {
         /// Images and aliases.
         images: image => image::image_service_client::ImageServiceClient,

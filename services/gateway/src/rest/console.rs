@@ -102,7 +102,7 @@ async fn attach(
     let owners = app.owners.clone();
     let view = app
         .operations
-        .spawn_with(about, Some(Arc::new(streams)), |_| {
+        .spawn_with(about, Some(Arc::new(streams)), move |_| {
             bridge(owners, first, arrivals)
         });
     Ok(envelope::operation(&view))

@@ -108,7 +108,7 @@ async fn exec(
     let owners = app.owners.clone();
     if !body.wait_for_websocket {
         about.metadata = Some(metadata);
-        let view = app.operations.spawn(about, |handle| {
+        let view = app.operations.spawn(about, move |handle| {
             exec_bridge::run_unattended(owners, request, handle)
         });
         return Ok(envelope::operation(&view));
@@ -124,7 +124,7 @@ async fn exec(
     about.metadata = Some(metadata);
     let view = app
         .operations
-        .spawn_with(about, Some(Arc::new(streams)), |handle| {
+        .spawn_with(about, Some(Arc::new(streams)), move |handle| {
             exec_bridge::run(owners, request, terminal, arrivals, handle)
         });
     Ok(envelope::operation(&view))

@@ -319,7 +319,7 @@ async fn read_control(
                 let _ = socket.send(Message::Ping(Bytes::new())).await;
                 None
             }
-            _ = ended.wait_for(|ended| *ended) => {
+            () = async { let _ = ended.wait_for(|ended| *ended).await; } => {
                 let _ = socket.send(Message::Close(None)).await;
                 return;
             }
@@ -368,24 +368,6 @@ struct Position {
     /// Sent again after a reconnect: a signal may have been lost with the connection, and only a
     /// kill is safe to repeat.
     killed: bool,
-}
-
-impl Position {
-    fn acknowledge(&mut self, offset: u64) {
-        while let Some((start, data)) = self.unacked.front() {
-            if start + data.len() as u64 > offset {
-                break;
-            }
-            self.unacked_bytes -= data.len();
-            self.unacked.pop_front();
-        }
-    }
-}
-
-fn message(message: stream_exec_request::Message) -> StreamExecRequest {
-    StreamExecRequest {
-        message: Some(message),
-    }
 }
 
 /// Starts the command and carries everything until its exit.

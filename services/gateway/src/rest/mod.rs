@@ -4,6 +4,7 @@ pub mod body;
 pub mod envelope;
 pub mod etag;
 pub mod filter;
+pub mod listen;
 pub mod query;
 pub mod router;
 
@@ -33,7 +34,7 @@ mod storage_pools;
 mod storage_volume_snapshots;
 mod storage_volumes;
 mod streams;
-mod urls;
+pub(crate) mod urls;
 mod image_upload;
 mod image_export;
 mod warnings;

@@ -54,7 +54,7 @@ pub(super) fn named<'a>(kind: &str, name: &'a str) -> Result<&'a str, Failure> {
 
 /// LXD's URL of what a resource name names. Volumes that belong to an instance or an image are
 /// shown as these, as LXD's `used_by` does.
-pub(super) fn of_resource(name: &str) -> String {
+pub(crate) fn of_resource(name: &str) -> String {
     let with = |project: &str, url: String| {
         if project == DEFAULT_PROJECT {
             url
@@ -107,7 +107,7 @@ fn of_volume(pool: &str, collection: &str, volume: &str, snapshot: Option<&str>)
 }
 
 /// URLs of holders, sorted, each once.
-pub(super) fn of_resources<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+pub(crate) fn of_resources<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut urls: Vec<String> = names.into_iter().map(of_resource).collect();
     urls.sort();
     urls.dedup();

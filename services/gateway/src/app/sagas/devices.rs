@@ -160,10 +160,10 @@ pub(super) async fn make_volumes(
     contents: &Contents,
 ) -> Result<HashMap<String, Wire<Attachment>>, Error> {
     let made = Mutex::new(HashMap::new());
-    for_each(plan.needed_volumes.iter().collect(), AT_ONCE, |needed| {
+    for_each(plan.needed_volumes.clone(), AT_ONCE, |needed| {
         let made = &made;
         async move {
-            let attachment = make_volume(ctx, names, plan, needed, contents).await?;
+            let attachment = make_volume(ctx, names, plan, &needed, contents).await?;
             keep(made, &needed.device, attachment);
             Ok(())
         }
@@ -184,11 +184,11 @@ pub(super) async fn unmake_volumes(
     names: &Names,
     plan: &InstancePlan,
 ) -> Result<(), Error> {
-    for_each(plan.needed_volumes.iter().collect(), AT_ONCE, |needed| async move {
+    for_each(plan.needed_volumes.clone(), AT_ONCE, |needed| async move {
         if !may_have_happened(ctx, &format!("volume.{}", needed.device))? {
             return Ok(());
         }
-        let name = volume_name(names, plan, needed);
+        let name = volume_name(names, plan, &needed);
         if needed.root {
             delete_volume(ctx, &name, &names.holder()).await
         } else {
@@ -264,13 +264,13 @@ pub(super) async fn make_ports(
     plan: &InstancePlan,
 ) -> Result<HashMap<String, Wire<Port>>, Error> {
     let made = Mutex::new(HashMap::new());
-    for_each(plan.needed_ports.iter().collect(), AT_ONCE, |needed| {
+    for_each(plan.needed_ports.clone(), AT_ONCE, |needed| {
         let made = &made;
         async move {
             let request = network::CreatePortRequest {
                 parent: names.network(&needed.network),
                 port_id: needed.port_id.clone(),
-                spec: Some(spec(names, needed)),
+                spec: Some(spec(names, &needed)),
                 request_id: ctx.request_id_for(&needed.device),
                 validate_only: false,
             };
@@ -281,10 +281,10 @@ pub(super) async fn make_ports(
         }
     })
     .await?;
-    for_each(plan.changed_ports.iter().collect(), AT_ONCE, |needed| {
+    for_each(plan.changed_ports.clone(), AT_ONCE, |needed| {
         let made = &made;
         async move {
-            let update = update_port(ctx, port_name(names, needed), spec(names, needed));
+            let update = update_port(ctx, port_name(names, &needed), spec(names, &needed));
             let port = noted(ctx, &format!("port.{}", needed.device), update).await?;
             keep(made, &needed.device, port);
             Ok(())
@@ -315,15 +315,15 @@ pub(super) async fn unmake_ports(
     plan: &InstancePlan,
     before: Option<&Instance>,
 ) -> Result<(), Error> {
-    for_each(plan.needed_ports.iter().collect(), AT_ONCE, |needed| async move {
+    for_each(plan.needed_ports.clone(), AT_ONCE, |needed| async move {
         if !may_have_happened(ctx, &format!("port.{}", needed.device))? {
             return Ok(());
         }
-        delete_port(ctx, &port_name(names, needed)).await
+        delete_port(ctx, &port_name(names, &needed)).await
     })
     .await?;
     let Some(before) = before else { return Ok(()) };
-    for_each(plan.changed_ports.iter().collect(), AT_ONCE, |needed| async move {
+    for_each(plan.changed_ports.clone(), AT_ONCE, |needed| async move {
         if !may_have_happened(ctx, &format!("port.{}", needed.device))? {
             return Ok(());
         }
@@ -353,7 +353,7 @@ pub(super) async fn delete_port(ctx: &Context, name: &str) -> Result<(), Error> 
 pub(super) async fn drop_volumes(
     ctx: &Context,
     holder: &str,
-    attachments: Vec<&Attachment>,
+    attachments: Vec<Attachment>,
 ) -> Result<(), Error> {
     for_each(attachments, AT_ONCE, |attachment| async move {
         if attachment.volume.is_empty() {
@@ -377,7 +377,7 @@ pub(super) fn is_own(volume: &str) -> bool {
 }
 
 /// Removes ports that an instance had.
-pub(super) async fn drop_ports(ctx: &Context, ports: Vec<&Port>) -> Result<(), Error> {
+pub(super) async fn drop_ports(ctx: &Context, ports: Vec<Port>) -> Result<(), Error> {
     for_each(ports, AT_ONCE, |port| async move {
         if port.name.is_empty() {
             return Ok(());
@@ -396,12 +396,12 @@ pub(super) async fn drop_surplus(
     let ports = plan
         .surplus_ports
         .iter()
-        .filter_map(|surplus| surplus.port.as_ref())
+        .filter_map(|surplus| surplus.port.clone())
         .collect();
     let volumes = plan
         .surplus_volumes
         .iter()
-        .filter_map(|surplus| surplus.attachment.as_ref())
+        .filter_map(|surplus| surplus.attachment.clone())
         .collect();
     let holder = names.holder();
     let (volumes, ports) = tokio::join!(

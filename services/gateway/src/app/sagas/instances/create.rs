@@ -76,14 +76,16 @@ pub fn saga() -> Saga<Gateway> {
     }
 }
 
-async fn make_plan(ctx: &Context, params: &Params) -> Result<InstancePlan, Error> {
-    let request = params.plan.0.clone();
+async fn make_plan(ctx: &Context, params: &Params, uid: &str) -> Result<InstancePlan, Error> {
+    let mut request = params.plan.0.clone();
+    // The identity of the first plan: addresses are made from it, and the etag is over it.
+    request.instance.get_or_insert_default().uid = uid.to_owned();
     answer(ctx.app.owners.instances().plan_create_instance(request).await)
 }
 
 async fn plan(ctx: Context) -> Result<(), Error> {
     let params: Params = ctx.params()?;
-    let plan = make_plan(&ctx, &params).await?;
+    let plan = make_plan(&ctx, &params, "").await?;
     ctx.put("plan", &Wire(plan))
 }
 
@@ -123,7 +125,7 @@ pub(super) fn needs_the_same(a: &InstancePlan, b: &InstancePlan) -> bool {
 
 async fn commit(ctx: Context) -> Result<(), Error> {
     let params: Params = ctx.params()?;
-    let Wire(mut plan) = ctx.require::<Wire<InstancePlan>>("plan")?;
+    let Wire(plan) = ctx.require::<Wire<InstancePlan>>("plan")?;
     let attachments: HashMap<String, Wire<Attachment>> = ctx.require("attachments")?;
     let ports: HashMap<String, Wire<Port>> = ctx.require("ports")?;
     let trigger = match params.contents {
@@ -148,16 +150,16 @@ async fn commit(ctx: Context) -> Result<(), Error> {
             Ok(_) => return Ok(()),
             Err(error) if error.code == Code::Aborted => {
                 // A profile changed meanwhile: go on if what was made still fits.
-                let again = make_plan(&ctx, &params).await?;
-                let fits = fill_in(&plan, &again);
-                if !fits {
+                let uid = plan.instance.as_ref().map_or("", |i| i.uid.as_str());
+                let again = make_plan(&ctx, &params, uid).await?;
+                if !needs_the_same(&plan, &again) {
                     return Err(Error::aborted(
                         "PLAN_CHANGED",
                         "a profile of the instance was changed while it was being created",
                     ));
                 }
-                plan.plan_etag.clone_from(&again.plan_etag);
                 request.plan_etag = again.plan_etag;
+                request.instance = again.instance;
                 request.request_id = ctx.request_id_for(&format!("replan{attempt}"));
             }
             Err(error) => return Err(error),
@@ -167,35 +169,6 @@ async fn commit(ctx: Context) -> Result<(), Error> {
         "PLAN_CHANGED",
         "the instance's profiles keep changing",
     ))
-}
-
-/// Whether a new plan asks for the devices of the old one. Random parts (MAC addresses) differ
-/// between plans and are the old one's.
-fn fill_in(old: &InstancePlan, new: &InstancePlan) -> bool {
-    let ports = |plan: &InstancePlan| {
-        let mut ports: Vec<_> = plan
-            .needed_ports
-            .iter()
-            .map(|p| (p.device.clone(), p.network.clone(), p.guest_name.clone()))
-            .collect();
-        ports.sort();
-        ports
-    };
-    let settings = |plan: &InstancePlan| {
-        let mut expanded: Vec<_> = plan
-            .instance
-            .iter()
-            .flat_map(|i| i.expanded_config.clone())
-            .filter(|(key, _)| !key.starts_with("volatile."))
-            .collect();
-        expanded.sort();
-        expanded
-    };
-    old.needed_volumes == new.needed_volumes
-        && ports(old) == ports(new)
-        && settings(old) == settings(new)
-        && old.instance.as_ref().map(|i| &i.expanded_devices)
-            == new.instance.as_ref().map(|i| &i.expanded_devices)
 }
 
 async fn undo_commit(ctx: Context) -> Result<(), Error> {
