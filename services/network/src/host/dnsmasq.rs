@@ -143,11 +143,9 @@ impl Dnsmasqs {
                 why: format!("user {:?} is gone", account.user),
             })?;
             // It writes its leases as that user.
-            std::os::unix::fs::chown(&paths.dir, Some(uid), Some(gid))
-                .map_err(io(format!("hand over {}", paths.dir.display())))?;
+            hand_over(&paths.dir, uid, gid)?;
             if paths.leases().exists() {
-                std::os::unix::fs::chown(paths.leases(), Some(uid), Some(gid))
-                    .map_err(io(format!("hand over {}", paths.leases().display())))?;
+                hand_over(&paths.leases(), uid, gid)?;
             }
         }
         Ok(raw)
@@ -402,6 +400,17 @@ fn find(paths: &Paths, fits: impl Fn(&[String]) -> bool) -> Option<OwnedFd> {
         .file_name()
         .is_some_and(|n| n.as_encoded_bytes().starts_with(b"dnsmasq"));
     (same_network && is_dnsmasq && !args.is_empty() && fits(args)).then_some(process)
+}
+
+/// Changes the owner where it is another: idle services write nothing.
+fn hand_over(path: &Path, uid: u32, gid: u32) -> Result<(), HostError> {
+    use std::os::unix::fs::MetadataExt;
+    let fail = || io(format!("hand over {}", path.display()));
+    let now = std::fs::metadata(path).map_err(fail())?;
+    if (now.uid(), now.gid()) == (uid, gid) {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(fail())
 }
 
 /// Makes a directory unless it is there. Its mode is not the umask's business: dnsmasq reads it

@@ -238,6 +238,10 @@ impl Links {
         mac: Mac,
         mtu: Option<u32>,
     ) -> Result<(), HostError> {
+        let same_mtu = mtu.is_none_or(|m| m == link.mtu);
+        if link.up && link.alias.as_deref() == Some(alias) && link.mac == Some(mac) && same_mtu {
+            return Ok(());
+        }
         let mut message = LinkUnspec::new_with_index(link.index).up();
         if link.alias.as_deref() != Some(alias) {
             message = message.alias(alias);
