@@ -75,37 +75,52 @@ fn open_source(attachment: &Attachment) -> Result<OwnedFd> {
         } => {
             check_device(path, *diskseq, fs_type, attachment.fs_uuid.as_deref())?;
             let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
-            // btrfs mounts a subvolume itself; the others need a clone of part of a detached mount.
-            let subvolume = subpath
-                .as_ref()
-                .filter(|_| fs_type == "btrfs")
-                .map(|s| format!("subvol={s}"));
-            options.extend(subvolume.as_deref());
+            // A subvolume may be the default one; `subvol=` would not reach a directory below one.
+            if fs_type == "btrfs" && subpath.is_some() {
+                options.push("subvolid=5");
+            }
             let tree = mount::new_filesystem(fs_type, Some(path), &options, 0)
                 .at(STAGE, format!("mounting {fs_type} on {path}"))?;
             match subpath {
-                Some(sub) if subvolume.is_none() => open_subpath(&tree, sub),
-                _ => Ok(tree),
+                Some(sub) => open_subpath(tree, sub),
+                None => Ok(tree),
             }
         }
     }
 }
 
-/// Only kernels from 6.15 on clone part of a detached mount; older ones say EINVAL.
-fn open_subpath(tree: &OwnedFd, sub: &str) -> Result<OwnedFd> {
+/// A detached mount of what lies at `sub` in a detached mount.
+fn open_subpath(tree: OwnedFd, sub: &str) -> Result<OwnedFd> {
+    match clone_below(&tree, sub) {
+        // Only kernels from 6.15 on clone part of a detached mount.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clone_below_attached(tree, sub),
+        other => other,
+    }
+    .at(STAGE, format!("taking subpath {sub:?} of a device"))
+}
+
+fn clone_below(tree: &OwnedFd, sub: &str) -> std::io::Result<OwnedFd> {
     let resolve = sys::RESOLVE_BENEATH | sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_XDEV;
-    let dir = sys::openat2(tree, sub, libc::O_PATH, 0, resolve)
-        .at(STAGE, format!("opening subpath {sub:?}"))?;
-    mount::clone_tree(&dir, "", false).map_err(|e| {
-        let fault = Fault::io(STAGE, &e, format!("taking subpath {sub:?} of a device"));
-        match e.raw_os_error() {
-            Some(libc::EINVAL) => Fault {
-                message: format!("subpath {sub:?} of a device needs Linux 6.15 or later"),
-                ..fault.with_code(FaultCode::Unsupported)
-            },
-            _ => fault,
-        }
-    })
+    let dir = sys::openat2(tree, sub, libc::O_PATH, 0, resolve)?;
+    mount::clone_tree(&dir, "", false)
+}
+
+/// The same by way of a mount namespace that lives as long as one thread: the mount is attached
+/// there and nowhere else.
+fn clone_below_attached(tree: OwnedFd, sub: &str) -> std::io::Result<OwnedFd> {
+    let sub = sub.to_owned();
+    let work = move || {
+        // SAFETY: no memory is involved; CLONE_FS first makes the thread's root its own.
+        sys::check(unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) })?;
+        mount::propagation("/", libc::MS_PRIVATE)?;
+        let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)?;
+        mount::attach(&tree, &root)?;
+        clone_below(&tree, &sub)
+    };
+    std::thread::Builder::new()
+        .spawn(work)?
+        .join()
+        .unwrap_or_else(|_| Err(std::io::Error::other("the mounting thread panicked")))
 }
 
 /// Device numbers are reused and paths are re-pointed: the disk's sequence number and the filesystem's UUID
@@ -212,5 +227,34 @@ mod tests {
             ..MountAttr::default()
         };
         assert_eq!(attr_bits(&attr), 0x9);
+    }
+
+    #[test]
+    fn part_of_a_mount_is_taken_on_old_and_new_kernels() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let make = || {
+            let tree = mount::new_filesystem("tmpfs", None, &["mode=755"], 0).unwrap();
+            for dir in ["a", "a/b"] {
+                rustix::fs::mkdirat(&tree, dir, rustix::fs::Mode::RWXU).unwrap();
+            }
+            rustix::fs::symlinkat("a", &tree, "link").unwrap();
+            tree
+        };
+        for take in [clone_below_attached, |tree, sub: &str| {
+            clone_below(&tree, sub)
+        }] {
+            let part = take(make(), "a").unwrap();
+            let has = |name: &str| rustix::fs::statat(&part, name, rustix::fs::AtFlags::empty());
+            assert!(has("b").is_ok() && has("a").is_err());
+            assert!(take(make(), "link/b").is_err());
+            assert!(take(make(), "../etc").is_err());
+        }
+        assert!(
+            !std::path::Path::new("/a/b").exists(),
+            "attached outside its namespace"
+        );
     }
 }
