@@ -222,7 +222,7 @@ const KERNEL_LIMITS: [&str; 14] = [
 ];
 
 fn find(name: &str) -> Option<&'static Key> {
-    let exact = TABLE.iter().find(|k| k.name == name);
+    let exact = TABLE.iter().find(|k| k.name == name && !name.ends_with('.'));
     exact.or_else(|| {
         // The longest prefix counts, so that `security.sev.x` is not taken for another family.
         let prefixes = TABLE.iter().filter(|k| k.name.ends_with('.') && name.starts_with(k.name));

@@ -95,8 +95,8 @@ impl Runtime for Host {
         let mut reader = tokio::net::unix::pipe::Receiver::from_owned_fd(fd).map_err(fail)?;
         let mut report = Vec::new();
         let read = reader.read_to_end(&mut report).await;
-        // What was spawned only forked the monitor and is ending or has ended.
-        let _ = blocking(move || child.wait()).await;
+        // What was spawned only forked the monitor: it is reaped by the way, nobody waits for it.
+        tokio::task::spawn_blocking(move || child.wait());
         read.map_err(fail)?;
         match berth_monitor::spawn::parse_report(&report)? {
             StartReport::Ok { init_pid, monitor_pid, .. } => Ok(Started { init_pid, monitor_pid }),
