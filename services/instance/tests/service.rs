@@ -455,42 +455,67 @@ async fn one_stuck_guest_delays_no_list() {
     assert_eq!(list[0].state.as_ref().unwrap().processes, 3);
 }
 
-#[tokio::test]
-async fn a_restarted_service_takes_its_guests_over() {
-    let (mut service, db) = new().await;
-    let mut uids = Vec::new();
-    for name in ["runs", "halted", "killed", "rebooted"] {
-        uids.push(service.simple(name).await.uid);
-        service.start(name).await.unwrap();
-    }
-    let fake = service.fake.clone();
-    service.app.records.store().close().await;
-    drop(service);
+#[test]
+fn a_restarted_service_takes_its_guests_over() {
+    let lived = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = lived();
+    let (fake, db, uids) = first.block_on(async {
+        let (mut service, db) = new().await;
+        let mut uids = Vec::new();
+        for name in ["runs", "halted", "killed", "rebooted"] {
+            uids.push(service.simple(name).await.uid);
+            service.start(name).await.unwrap();
+        }
+        (service.fake.clone(), db, uids)
+    });
+    // The service dies with all its tasks.
+    first.shutdown_timeout(std::time::Duration::from_secs(5));
     fake.end(&uids[1], ExitReason::Halt);
     fake.kill_monitor(&uids[2]);
     fake.reboot(&uids[3]);
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    let mut service = open_again(&db, &fake).await;
-    let state = |i: &proto::Instance| (i.status(), i.generation);
-    assert_eq!(state(&service.get("runs").await.unwrap()), (Status::Running, 1));
-    assert_eq!(state(&service.wait_for("halted", Status::Stopped).await), (Status::Stopped, 1));
-    assert_eq!(state(&service.wait_for("killed", Status::Stopped).await), (Status::Stopped, 1));
-    assert_eq!(state(&service.get("rebooted").await.unwrap()), (Status::Running, 2));
-    // Nothing is started again by a mere restart of the service.
-    assert_eq!(service.fake.rendered().len(), 4);
-    service.stop("runs", true).await.unwrap();
+    lived().block_on(async {
+        let mut service = open(&db, &fake).await;
+        let state = |i: &proto::Instance| (i.status(), i.generation);
+        assert_eq!(state(&service.get("runs").await.unwrap()), (Status::Running, 1));
+        assert_eq!(state(&service.wait_for("halted", Status::Stopped).await), (Status::Stopped, 1));
+        assert_eq!(state(&service.wait_for("killed", Status::Stopped).await), (Status::Stopped, 1));
+        assert_eq!(state(&service.get("rebooted").await.unwrap()), (Status::Running, 2));
+        // Nothing is started again by a mere restart of the service.
+        assert_eq!(service.fake.rendered().len(), 4);
+        service.stop("runs", true).await.unwrap();
+    });
 }
 
-/// The lock of the old database is released when its last user is gone.
-async fn open_again(db: &berth_testkit::TestDatabase, fake: &berth_instance::runtime::fake::Fake) -> common::Service {
-    for _ in 0..200 {
-        let config = &db.config;
-        if berth_instance::store::Records::open(config, "node").await.is_ok() {
-            break;
+#[test]
+fn after_a_boot_guests_start_again() {
+    let lived = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = lived();
+    let (fake, db) = first.block_on(async {
+        let (mut service, db) = new().await;
+        for (name, autostart) in [("was-on", ""), ("was-off", ""), ("wanted", "true"), ("unwanted", "false")] {
+            service.simple(name).await;
+            if !autostart.is_empty() {
+                service.set(name, &[("boot.autostart", autostart)]).await.unwrap();
+            }
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    open(db, fake).await
+        service.start("was-on").await.unwrap();
+        service.start("unwanted").await.unwrap();
+        (service.fake.clone(), db)
+    });
+    first.shutdown_timeout(std::time::Duration::from_secs(5));
+    // The host goes down and comes up: no monitor, no run directory, another boot id.
+    let fake_after = berth_instance::runtime::fake::Fake::new(db.dir().to_owned());
+    drop(fake);
+    lived().block_on(async {
+        let mut facts = berth_instance::host::facts::Facts::read().unwrap();
+        facts.boot_id = "another".into();
+        let mut service = common::open_with(&db, &fake_after, facts).await;
+        let mut running = Vec::new();
+        for name in ["was-on", "was-off", "wanted", "unwanted"] {
+            running.push(service.get(name).await.unwrap().status() == Status::Running);
+        }
+        assert_eq!(running, [true, false, true, false]);
+    });
 }
 
 #[tokio::test]
