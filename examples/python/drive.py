@@ -226,7 +226,7 @@ def drive(berth, options):
     running = berth.wait_status(instance_name, types.Instance.STATUS_RUNNING)
     say(f"{name} runs")
 
-    code, out = berth.exec(instance_name, ["cat", "/proc/1/comm", "/etc/hostname"])
+    code, out = berth.exec(instance_name, ["sh", "-c", "cat /proc/1/comm; hostname"])
     assert code == 0, (code, out)
     code, _ = berth.exec(instance_name, ["sh", "-c", "exit 42"])
     assert code == 42, code
