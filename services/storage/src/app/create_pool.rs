@@ -7,8 +7,8 @@ use berth_server::failpoint;
 use berth_store::StoreError;
 
 use super::locks::{self, Want};
-use super::{App, Ask, OpenPool, PoolView, blocking, event};
-use crate::driver::{self, SourceKind};
+use super::{App, Ask, OpenPool, PoolView, blocking, event, reconcile};
+use crate::driver::{self, Driver, SourceKind};
 use crate::model::{config, config::Config, names, size};
 use crate::store::{PoolRow, PoolState, failed};
 
@@ -52,6 +52,7 @@ pub async fn create_pool(
     if app.pool(&new.name).is_ok() {
         return Err(Error::already_exists("Storage pool", &new.name));
     }
+    reconcile::finish_interrupted(app, &new.name).await?;
     let mut row = plan(app, &new.name, &new.description, &new.driver, given).await?;
     if new.validate_only {
         let driver = Err("it was not made: validate_only".to_owned());
@@ -68,38 +69,14 @@ pub async fn create_pool(
         other => failed(other),
     })?;
     tx.commit().await.map_err(failed)?;
-    failpoint::pass("storage.create_pool.recorded").await?;
-
-    let mut setup = row.setup();
-    let made = blocking(move || {
-        let driver = driver::make(&mut setup)?;
-        Ok((driver, setup))
-    });
-    let made = match made.await {
-        Ok(made) => made,
-        Err(error) => return Err(give_up(app, &row, error).await),
+    let made = make(app, &mut row, ask).await;
+    let opened = match made {
+        Ok(opened) => opened,
+        Err(error) => {
+            reconcile::finish_removal(app, &row).await;
+            return Err(error);
+        }
     };
-    failpoint::pass("storage.create_pool.made").await?;
-    let (opened, setup) = made;
-    row.fs_uuid = setup.fs_uuid;
-    row.state = PoolState::Created;
-    let view = PoolView {
-        pool: Arc::new(OpenPool {
-            row: row.clone(),
-            driver: Ok(opened.clone()),
-        }),
-        used_by: Vec::new(),
-    };
-    let mut tx = app.begin().await?;
-    row.update(&mut tx).await.map_err(failed)?;
-    tx.emit(event("storage-pool-created", row.resource(), ""))
-        .await
-        .map_err(failed)?;
-    let answer = (ask.render)(&view);
-    tx.finish_request(&ask.request_id, answer)
-        .await
-        .map_err(failed)?;
-    tx.commit().await.map_err(failed)?;
     let pool = app.put_pool(OpenPool {
         row,
         driver: Ok(opened),
@@ -108,6 +85,42 @@ pub async fn create_pool(
         pool,
         used_by: Vec::new(),
     })
+}
+
+/// Makes the storage and commits the pool. On failure the row still says that it is being made.
+async fn make(app: &App, row: &mut PoolRow, ask: Ask<PoolView>) -> Result<Arc<dyn Driver>, Error> {
+    failpoint::pass("storage.create_pool.recorded").await?;
+    let mut setup = row.setup();
+    let (opened, setup) = blocking(move || {
+        let driver = driver::make(&mut setup)?;
+        Ok((driver, setup))
+    })
+    .await?;
+    failpoint::pass("storage.create_pool.made").await?;
+    let done = PoolRow {
+        fs_uuid: setup.fs_uuid,
+        state: PoolState::Created,
+        ..row.clone()
+    };
+    let view = PoolView {
+        pool: Arc::new(OpenPool {
+            row: done.clone(),
+            driver: Ok(opened.clone()),
+        }),
+        used_by: Vec::new(),
+    };
+    let mut tx = app.begin().await?;
+    done.update(&mut tx).await.map_err(failed)?;
+    tx.emit(event("storage-pool-created", done.resource(), ""))
+        .await
+        .map_err(failed)?;
+    let answer = (ask.render)(&view);
+    tx.finish_request(&ask.request_id, answer)
+        .await
+        .map_err(failed)?;
+    tx.commit().await.map_err(failed)?;
+    *row = done;
+    Ok(opened)
 }
 
 async fn plan(
@@ -161,17 +174,4 @@ async fn plan(
         fs_uuid: setup.fs_uuid,
         created_at: berth_store::now(),
     })
-}
-
-/// The driver has cleaned up; the row goes too.
-async fn give_up(app: &App, row: &PoolRow, error: Error) -> Error {
-    let forgotten = async {
-        let mut tx = app.begin().await?;
-        PoolRow::delete(&mut tx, &row.uid).await.map_err(failed)?;
-        tx.commit().await.map_err(failed)
-    };
-    if let Err(second) = forgotten.await {
-        tracing::warn!(pool = row.name, error = %second, "a failed pool's row stays until restart");
-    }
-    error
 }

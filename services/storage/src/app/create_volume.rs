@@ -245,8 +245,9 @@ async fn make(
         discard(app, driver, places).await;
         return Err(error);
     }
-    failpoint::pass("storage.create_volume.committed").await?;
+    let hit = failpoint::pass("storage.create_volume.committed").await;
     publish(app, driver, places).await?;
+    hit?;
     Ok(view)
 }
 

@@ -6,7 +6,7 @@ use berth_rpc::Error;
 use berth_server::failpoint;
 
 use super::locks::{self, Want};
-use super::{App, Ask, OpenPool, blocking, event, read};
+use super::{App, Ask, OpenPool, blocking, event, read, reconcile};
 use crate::driver::{self, Driver};
 use crate::store::{Hold, PoolRow, PoolState, SnapshotRow, VolumeFilter, VolumeRow, failed};
 
@@ -18,7 +18,11 @@ pub async fn delete_pool(
     ask: Ask<()>,
 ) -> Result<(), Error> {
     let _held = app.locks.take([(locks::pool(name), Want::Write)]).await;
-    let pool = app.pool(name)?;
+    let pool = match app.pool(name) {
+        Ok(pool) => pool,
+        Err(_) if reconcile::finish_interrupted(app, name).await? => return Ok(()),
+        Err(error) => return Err(error),
+    };
     read::check_etag(etag, &read::pool_etag(&pool.row), &pool.row.resource())?;
     let users = users(app, &pool.row).await?;
     if !users.is_empty() {
@@ -26,14 +30,17 @@ pub async fn delete_pool(
     }
     set_state(app, &pool.row, PoolState::Deleting).await?;
     app.drop_pool(name);
-    failpoint::pass("storage.delete_pool.recorded").await?;
     let row = pool.row.clone();
     // The driver holds the mount, and must be the last to hold it.
     let opened = match Arc::try_unwrap(pool) {
         Ok(pool) => pool.driver.ok(),
         Err(pool) => pool.driver.clone().ok(),
     };
-    if let Err(error) = unmake(app, &row, opened).await {
+    let unmade = async {
+        failpoint::pass("storage.delete_pool.recorded").await?;
+        unmake(app, &row, opened).await
+    };
+    if let Err(error) = unmade.await {
         // It is all there still, or at least known: the pool stays for another try.
         set_state(app, &row, PoolState::Created).await?;
         reopen(app, row).await;

@@ -85,12 +85,12 @@ pub async fn delete_volume(app: &Arc<App>, what: Deletion, ask: Ask<()>) -> Resu
         .await
         .map_err(failed)?;
     tx.commit().await.map_err(failed)?;
-    failpoint::pass("storage.delete_volume.committed").await?;
+    let hit = failpoint::pass("storage.delete_volume.committed").await;
 
     let mut places: Vec<Place> = snapshots.iter().map(SnapshotRow::place).collect();
     places.push(row.place());
     remove_buried(app, driver, places).await;
-    Ok(())
+    hit
 }
 
 /// Removes contents whose rows are gone. What can't be removed now has a tombstone, and is removed

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use berth_rpc::Error;
+use berth_rpc::{Code, Error};
 use berth_server::failpoint;
 use berth_store::StoreError;
 
@@ -155,11 +155,16 @@ async fn build(
         Err(error) => Err(error),
     };
     if let Err(error) = done {
-        discard(app, driver, vec![staged]).await;
+        discard(app, driver.clone(), vec![staged]).await;
+        if error.code == Code::ResourceExhausted {
+            // What was half made must not keep the pool full for the caller's next try.
+            blocking(move || driver.reclaim()).await?;
+        }
         return Err(error);
     }
-    failpoint::pass("storage.image.committed").await?;
+    let hit = failpoint::pass("storage.image.committed").await;
     publish(app, driver, vec![staged]).await?;
+    hit?;
     tracing::info!(
         fingerprint = image.fingerprint,
         pool = pool.row.name,

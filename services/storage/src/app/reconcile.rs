@@ -9,7 +9,7 @@ use std::time::Duration;
 use berth_rpc::Error;
 
 use super::locks::{self, Want};
-use super::{App, OpenPool, blocking, delete_pool};
+use super::{App, OpenPool, blocking, delete_pool, event};
 use crate::driver::{Driver, Found, Place};
 use crate::model::config;
 use crate::store::{PoolRow, PoolState, SnapshotRow, Tombstone, VolumeFilter, VolumeRow, failed};
@@ -85,7 +85,7 @@ pub(super) async fn at_start(app: &Arc<App>) -> Result<(), Error> {
 }
 
 /// A pool whose making or removal a crash interrupted.
-async fn finish_removal(app: &Arc<App>, row: &PoolRow) {
+pub(super) async fn finish_removal(app: &Arc<App>, row: &PoolRow) {
     tracing::info!(
         pool = row.name,
         "removing what an interrupted change of the pool left"
@@ -99,11 +99,30 @@ async fn finish_removal(app: &Arc<App>, row: &PoolRow) {
         delete_pool::unmake(app, row, opened).await?;
         let mut tx = app.begin().await?;
         PoolRow::delete(&mut tx, &row.uid).await.map_err(failed)?;
+        if row.state == PoolState::Deleting {
+            tx.emit(event("storage-pool-deleted", row.resource(), ""))
+                .await
+                .map_err(failed)?;
+        }
         tx.commit().await.map_err(failed)
     };
     if let Err(error) = done.await {
         tracing::error!(pool = row.name, %error, "the pool's rest stays until the next start");
     }
+}
+
+/// Ends what an earlier try at making or removing the pool called `name` left undone. True when
+/// there was something. The caller holds the pool's lock, and the pool isn't in use.
+pub(super) async fn finish_interrupted(app: &Arc<App>, name: &str) -> Result<bool, Error> {
+    let rows = PoolRow::all(&mut app.store.read(), &app.node)
+        .await
+        .map_err(failed)?;
+    let unfinished = |row: &&PoolRow| row.name == name && row.state != PoolState::Created;
+    let Some(row) = rows.iter().find(unfinished) else {
+        return Ok(false);
+    };
+    finish_removal(app, row).await;
+    Ok(true)
 }
 
 /// Looks round now and then. A service where nothing was deleted and no pool is away does nothing.

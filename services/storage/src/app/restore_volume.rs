@@ -64,9 +64,10 @@ pub async fn restore_volume(
             return Err(error);
         }
     };
-    failpoint::pass("storage.restore_volume.committed").await?;
+    let hit = failpoint::pass("storage.restore_volume.committed").await;
     app.mark_untidy();
     discard(app, driver, vec![old.place()]).await;
+    hit?;
     Ok(view)
 }
 

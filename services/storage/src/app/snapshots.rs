@@ -104,8 +104,9 @@ pub async fn create_snapshot(
         discard(app, driver, vec![staged]).await;
         return Err(error);
     }
-    failpoint::pass("storage.create_snapshot.committed").await?;
+    let hit = failpoint::pass("storage.create_snapshot.committed").await;
     publish(app, driver, vec![staged]).await?;
+    hit?;
     Ok(view)
 }
 
@@ -217,7 +218,7 @@ pub async fn delete_snapshot(
         .await
         .map_err(failed)?;
     tx.commit().await.map_err(failed)?;
-    failpoint::pass("storage.delete_snapshot.committed").await?;
+    let hit = failpoint::pass("storage.delete_snapshot.committed").await;
     super::delete_volume::remove_buried(app, driver, vec![row.place()]).await;
-    Ok(())
+    hit
 }

@@ -13,6 +13,10 @@ use crate::host::{self, btrfs, loopdev::LoopDevice};
 /// Subvolumes nested deeper than this are refused, so that a guest can't make a copy recurse for ever.
 const NEST_DEPTH: usize = 64;
 
+/// A full pool's caller waits at most two seconds for space to come back.
+const RECLAIM_LOOKS: u32 = 100;
+const RECLAIM_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// An opened btrfs pool.
 pub struct Btrfs {
     top: Top,
@@ -283,6 +287,22 @@ impl Driver for Btrfs {
             }
         }
         Ok(())
+    }
+
+    /// The kernel frees a removed subvolume after the next commit, and its space with the one after.
+    fn reclaim(&self) -> Result<()> {
+        btrfs::sync(&self.top.fd)?;
+        for _ in 0..RECLAIM_LOOKS {
+            if btrfs::deleted_subvolumes(&self.top.fd)? == 0 {
+                break;
+            }
+            std::thread::sleep(RECLAIM_PAUSE);
+        }
+        btrfs::sync(&self.top.fd)
+    }
+
+    fn flush(&self) -> Result<()> {
+        btrfs::sync(&self.top.fd)
     }
 
     fn grow(&self, bytes: u64) -> Result<()> {

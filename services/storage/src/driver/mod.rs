@@ -261,6 +261,11 @@ pub trait Driver: Send + Sync {
         host::fs::space(&self.top().fd)
     }
 
+    /// Waits a moment for the space of what was removed, where that comes back late.
+    fn reclaim(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Writes everything out: once after an image was unpacked, so that clones of it don't pay.
     fn flush(&self) -> Result<()> {
         rustix::fs::syncfs(&self.top().fd).doing(|| "writing the pool out")

@@ -6,6 +6,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Doing, Error, Result};
 
+const IOC_SYNC: libc::Ioctl = 0x9408;
 const IOC_RESIZE: libc::Ioctl = 0x5000_9403;
 const IOC_SNAP_DESTROY: libc::Ioctl = 0x5000_940f;
 const IOC_TREE_SEARCH_V2: libc::Ioctl = 0xc070_9411_u32 as libc::Ioctl;
@@ -31,6 +32,9 @@ const QGROUP_LIMIT_MAX_RFER: u64 = 1;
 const ROOT_TREE: u64 = 1;
 const QUOTA_TREE: u64 = 8;
 const ROOT_REF: u32 = 156;
+const ORPHAN_ITEM: u32 = 48;
+/// Holds an item for each deleted subvolume whose space isn't free yet.
+const ORPHANS: u64 = (-5_i64).cast_unsigned();
 const QGROUP_STATUS: u32 = 240;
 const QGROUP_INFO: u32 = 242;
 const FIRST_FREE_OBJECT: u64 = 256;
@@ -387,6 +391,21 @@ pub fn nested(any: impl AsFd, id: u64) -> Result<Vec<Nested>> {
         out.push(Nested { id: child, path });
     }
     Ok(out)
+}
+
+/// Writes everything out, and wakes the kernel's cleaner of deleted subvolumes.
+pub fn sync(any: impl AsFd) -> Result<()> {
+    // SAFETY: SYNC takes no argument.
+    let rc = unsafe { libc::ioctl(any.as_fd().as_raw_fd(), IOC_SYNC) };
+    last(rc, ()).doing(|| "writing the filesystem out")
+}
+
+/// Deleted subvolumes whose space the kernel hasn't freed yet.
+pub fn deleted_subvolumes(any: impl AsFd) -> Result<usize> {
+    let mut count = 0;
+    search(any, ROOT_TREE, ORPHANS, ORPHAN_ITEM, |_| count += 1)
+        .doing(|| "looking for deleted subvolumes")?;
+    Ok(count)
 }
 
 /// UUID of the filesystem, in the usual text form.
