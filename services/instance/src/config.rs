@@ -96,7 +96,9 @@ impl Config {
     }
 
     pub fn log_dir(&self) -> PathBuf {
-        self.log_dir.clone().unwrap_or_else(|| self.server.state_dir.join("logs"))
+        self.log_dir
+            .clone()
+            .unwrap_or_else(|| self.server.state_dir.join("logs"))
     }
 
     /// The monitor's binary, by default the one installed beside this program.
@@ -134,7 +136,10 @@ mod tests {
     fn defaults_are_valid_and_wrong_values_are_named() {
         assert_eq!(Config::default().check(), Ok(()));
         for (change, key) in [
-            ((|c: &mut Config| c.id_base = 0) as fn(&mut Config), "id_base"),
+            (
+                (|c: &mut Config| c.id_base = 0) as fn(&mut Config),
+                "id_base",
+            ),
             (|c| c.id_count = u32::MAX, "id_count"),
             (|c| c.id_length = 0, "id_length"),
             (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),

@@ -48,6 +48,7 @@ pub mod app;
 pub mod config;
 pub mod grpc;
 pub mod host;
+pub mod metrics;
 pub mod model;
 pub mod runtime;
 pub mod store;

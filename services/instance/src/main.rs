@@ -17,7 +17,10 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(scope::HOLDER) {
         scope::hold();
     }
-    let args = Args::parse_for("berth-instance", "Runs instances and keeps their configuration");
+    let args = Args::parse_for(
+        "berth-instance",
+        "Runs instances and keeps their configuration",
+    );
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -35,9 +38,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Startup::Done => return Ok(()),
     };
     config.check().map_err(anyhow::Error::msg)?;
-    let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     threads.block_on(async {
-        if purge { remove_all(&config).await } else { serve(config).await }
+        if purge {
+            remove_all(&config).await
+        } else {
+            serve(config).await
+        }
     })
 }
 
@@ -51,7 +60,8 @@ fn monitors(config: &Config, unified_parent: Option<&str>) -> anyhow::Result<Hos
         cgroup_parents,
         host_mount_ns: config.host_mount_ns.clone(),
     };
-    host.prepare().with_context(|| format!("making {}", config.run_dir.display()))
+    host.prepare()
+        .with_context(|| format!("making {}", config.run_dir.display()))
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
@@ -59,10 +69,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let facts = Facts::read().context("reading facts of the host")?;
     let unified = scope::for_guests(&config).await?;
     let monitors: Arc<dyn Runtime> = Arc::new(monitors(&config, unified.as_deref())?);
-    let node = config.node.clone().unwrap_or_else(|| facts.hostname.clone());
+    let node = config
+        .node
+        .clone()
+        .unwrap_or_else(|| facts.hostname.clone());
     let records = Records::open(&config.server.database(), &node).await?;
     let settings = config.settings(unified);
     let app = App::open(settings, facts, records, monitors, grpc::ENCODE).await?;
+    berth_instance::metrics::register(&app);
     let adopted = app.recover().await?;
     tracing::info!(adopted, "guests taken over");
     let starting = app.clone();
@@ -74,7 +88,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             Err(error) => tracing::error!(%error, "autostart"),
         }
     });
-    grpc::serve(Server::new("berth-instance", &config.server), app).serve().await?;
+    grpc::serve(Server::new("berth-instance", &config.server), app)
+        .serve()
+        .await?;
     Ok(())
 }
 
@@ -82,6 +98,10 @@ async fn remove_all(config: &Config) -> anyhow::Result<()> {
     let monitors = monitors(config, None)?;
     let left = app::purge(&monitors).await?;
     host::cgroup::remove_empty_parent(&config.cgroup_parent)?;
-    anyhow::ensure!(left.is_empty(), "these guests could not be removed: {}", left.join(", "));
+    anyhow::ensure!(
+        left.is_empty(),
+        "these guests could not be removed: {}",
+        left.join(", ")
+    );
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The real binary with real monitors: busybox guests, in namespaces of the test's own. Needs root, `ip`,
 //! busybox-static, and `berth-monitor` built beside the service (`cargo build -p berth-monitor`).
 
+#![allow(clippy::unwrap_used, reason = "a test says by failing what went wrong")]
+
 mod common;
 
 use std::os::unix::fs::symlink;
@@ -33,9 +35,18 @@ impl Bed {
         run("ip", &["link", "set", "br0", "up"]);
         let cgroup = format!("berth-test-{}-{name}", std::process::id());
         let dir = tempfile::tempdir().unwrap();
-        let bed = Bed { dir, cgroup, service: None };
-        let monitor = Path::new(env!("CARGO_BIN_EXE_berth-instance")).with_file_name("berth-monitor");
-        assert!(monitor.exists(), "cargo build -p berth-monitor makes {}", monitor.display());
+        let bed = Bed {
+            dir,
+            cgroup,
+            service: None,
+        };
+        let monitor =
+            Path::new(env!("CARGO_BIN_EXE_berth-instance")).with_file_name("berth-monitor");
+        assert!(
+            monitor.exists(),
+            "cargo build -p berth-monitor makes {}",
+            monitor.display()
+        );
         let text = format!(
             "run_dir = '{run}'\nmonitor = '{monitor}'\ncgroup_parent = '{cgroup}'\nlxcfs_dir = ''\n\
              state_deadline_ms = 2000\nsystemd_scope = false\n\
@@ -67,7 +78,10 @@ impl Bed {
             .open(self.path("service.log"))
             .unwrap();
         let mut command = self.command();
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         self.service = Some(command.spawn().unwrap());
         let channel =
             berth_rpc::connect(&format!("unix:{}", self.path("api.sock").display())).unwrap();
@@ -77,7 +91,12 @@ impl Bed {
             files: FileServiceClient::new(channel),
         };
         for _ in 0..500 {
-            if api.instances.get_host(proto::GetHostRequest {}).await.is_ok() {
+            if api
+                .instances
+                .get_host(proto::GetHostRequest {})
+                .await
+                .is_ok()
+            {
                 return api;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -100,19 +119,41 @@ impl Bed {
     fn volume(&self, name: &str) -> PathBuf {
         let top = self.path(name);
         let root = top.join("rootfs");
-        for dir in ["bin", "sbin", "etc/init.d", "proc", "sys", "dev", "tmp", "root", "usr/bin"] {
+        for dir in [
+            "bin",
+            "sbin",
+            "etc/init.d",
+            "proc",
+            "sys",
+            "dev",
+            "tmp",
+            "root",
+            "usr/bin",
+        ] {
             std::fs::create_dir_all(root.join(dir)).unwrap();
         }
         std::fs::create_dir_all(top.join("templates")).unwrap();
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
-        std::fs::copy(busybox.expect("busybox-static is installed"), root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "cat", "sleep", "nproc", "ip", "true", "echo", "id", "stat", "ls", "head", "wc"] {
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+            .into_iter()
+            .find(|p| Path::new(p).exists());
+        std::fs::copy(
+            busybox.expect("busybox-static is installed"),
+            root.join("bin/busybox"),
+        )
+        .unwrap();
+        for applet in [
+            "sh", "cat", "sleep", "nproc", "ip", "true", "echo", "id", "stat", "ls", "head", "wc",
+        ] {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
         for applet in ["init", "reboot", "poweroff", "halt"] {
             symlink("../bin/busybox", root.join("sbin").join(applet)).unwrap();
         }
-        std::fs::write(root.join("etc/inittab"), "::sysinit:/bin/true\n::ctrlaltdel:/sbin/reboot\n").unwrap();
+        std::fs::write(
+            root.join("etc/inittab"),
+            "::sysinit:/bin/true\n::ctrlaltdel:/sbin/reboot\n",
+        )
+        .unwrap();
         std::fs::write(top.join("templates/hostname.tpl"), "{{ container.name }}\n").unwrap();
         std::fs::write(
             top.join("metadata.yaml"),
@@ -142,7 +183,12 @@ impl Drop for Bed {
 fn enter_namespaces() {
     // SAFETY: plain integers; this thread alone changes.
     let done = unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS | libc::CLONE_NEWNET) };
-    assert_eq!(done, 0, "these tests need root: {}", std::io::Error::last_os_error());
+    assert_eq!(
+        done,
+        0,
+        "these tests need root: {}",
+        std::io::Error::last_os_error()
+    );
     run("mount", &["--make-rprivate", "/"]);
 }
 
@@ -170,8 +216,10 @@ struct Api {
 
 impl Api {
     async fn create(&mut self, name: &str, volume: &Path) -> proto::Instance {
-        let instance =
-            proto::Instance { devices: [root(), nic()].into(), ..Default::default() };
+        let instance = proto::Instance {
+            devices: [root(), nic()].into(),
+            ..Default::default()
+        };
         let plan = proto::PlanCreateInstanceRequest {
             parent: common::PROJECT.into(),
             instance_id: name.into(),
@@ -179,27 +227,58 @@ impl Api {
             instance: Some(instance),
             ..Default::default()
         };
-        let plan = self.instances.plan_create_instance(plan).await.unwrap().into_inner();
+        let plan = self
+            .instances
+            .plan_create_instance(plan)
+            .await
+            .unwrap()
+            .into_inner();
         let mut request = common::commit(name, &plan);
         request.attachments = [("root".to_owned(), attachment(name, volume))].into();
-        self.instances.create_instance(request).await.unwrap().into_inner()
+        self.instances
+            .create_instance(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     async fn start(&mut self, name: &str) -> proto::Instance {
-        let request = proto::StartInstanceRequest { name: full(name), ..Default::default() };
-        self.instances.start_instance(request).await.unwrap().into_inner()
+        let request = proto::StartInstanceRequest {
+            name: full(name),
+            ..Default::default()
+        };
+        self.instances
+            .start_instance(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     async fn stop(&mut self, name: &str, force: bool) -> proto::Instance {
-        let request =
-            proto::StopInstanceRequest { name: full(name), force, timeout_seconds: 30, ..Default::default() };
-        self.instances.stop_instance(request).await.unwrap().into_inner()
+        let request = proto::StopInstanceRequest {
+            name: full(name),
+            force,
+            timeout_seconds: 30,
+            ..Default::default()
+        };
+        self.instances
+            .stop_instance(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     async fn get(&mut self, name: &str) -> proto::Instance {
         let view = proto::InstanceView::Full.into();
-        let request = proto::GetInstanceRequest { name: full(name), view };
-        self.instances.get_instance(request).await.unwrap().into_inner()
+        let request = proto::GetInstanceRequest {
+            name: full(name),
+            view,
+        };
+        self.instances
+            .get_instance(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     async fn begin(&mut self, name: &str, command: &[&str]) -> proto::Exec {
@@ -215,8 +294,17 @@ impl Api {
     /// Output from an offset on, and the exit code.
     async fn finish(&mut self, exec: &str, from: u64) -> (String, i32) {
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        let attach = Attach { name: exec.into(), stdout_offset: from, ..Default::default() };
-        sender.send(proto::StreamExecRequest { message: Some(In::Attach(attach)) }).await.unwrap();
+        let attach = Attach {
+            name: exec.into(),
+            stdout_offset: from,
+            ..Default::default()
+        };
+        sender
+            .send(proto::StreamExecRequest {
+                message: Some(In::Attach(attach)),
+            })
+            .await
+            .unwrap();
         let input = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let mut output = self.execs.stream_exec(input).await.unwrap().into_inner();
         let mut text = Vec::new();
@@ -225,8 +313,13 @@ impl Api {
                 Out::Stdout(piece) => {
                     let stdout_offset = piece.offset + piece.data.len() as u64;
                     text.extend(piece.data);
-                    let ack = In::Ack(Ack { stdout_offset, stderr_offset: 0 });
-                    let _ = sender.send(proto::StreamExecRequest { message: Some(ack) }).await;
+                    let ack = In::Ack(Ack {
+                        stdout_offset,
+                        stderr_offset: 0,
+                    });
+                    let _ = sender
+                        .send(proto::StreamExecRequest { message: Some(ack) })
+                        .await;
                 }
                 Out::Exit(exit) => return (String::from_utf8(text).unwrap(), exit.exit_code),
                 _ => {}
@@ -243,7 +336,11 @@ impl Api {
     async fn set(&mut self, name: &str, pairs: &[(&str, &str)]) {
         let paths = pairs.iter().map(|(k, _)| format!("config.{k}")).collect();
         let request = proto::UpdateInstanceRequest {
-            instance: Some(proto::Instance { name: full(name), config: map(pairs), ..Default::default() }),
+            instance: Some(proto::Instance {
+                name: full(name),
+                config: map(pairs),
+                ..Default::default()
+            }),
             update_mask: Some(prost_types::FieldMask { paths }),
             ..Default::default()
         };
@@ -262,13 +359,19 @@ impl Api {
         };
         let messages = [Message::Header(header), Message::Data(text.into())];
         let messages = messages.map(|m| proto::PutFileRequest { message: Some(m) });
-        self.files.put_file(tokio_stream::iter(messages)).await.unwrap();
+        self.files
+            .put_file(tokio_stream::iter(messages))
+            .await
+            .unwrap();
     }
 
     async fn read(&mut self, name: &str, path: &str) -> (proto::FileHeader, String) {
         use proto::get_file_response::Message;
-        let request =
-            proto::GetFileRequest { name: full(name), path: path.into(), head_only: false };
+        let request = proto::GetFileRequest {
+            name: full(name),
+            path: path.into(),
+            head_only: false,
+        };
         let mut stream = self.files.get_file(request).await.unwrap().into_inner();
         let (mut header, mut text) = (None, Vec::new());
         while let Some(message) = stream.message().await.unwrap() {
@@ -280,7 +383,11 @@ impl Api {
         (header.unwrap(), String::from_utf8(text).unwrap())
     }
 
-    async fn wait(&mut self, name: &str, what: impl Fn(&proto::Instance) -> bool) -> proto::Instance {
+    async fn wait(
+        &mut self,
+        name: &str,
+        what: impl Fn(&proto::Instance) -> bool,
+    ) -> proto::Instance {
         for _ in 0..1000 {
             let instance = self.get(name).await;
             if what(&instance) {
@@ -293,7 +400,11 @@ impl Api {
 }
 
 fn on_runtime(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
 }
 
 #[test]
@@ -305,40 +416,74 @@ fn the_life_of_a_real_guest() {
         api.create("c1", &volume).await;
         let started = api.start("c1").await;
         assert_eq!(started.status(), Status::Running);
-        assert_eq!(api.exec("c1", &["cat", "/etc/hostname"]).await, ("c1\n".to_owned(), 0));
+        assert_eq!(
+            api.exec("c1", &["cat", "/etc/hostname"]).await,
+            ("c1\n".to_owned(), 0)
+        );
         let (links, _) = api.exec("c1", &["ip", "link", "show", "eth0"]).await;
         assert!(links.contains(&started.ports["eth0"].mac), "{links}");
         assert_eq!(api.exec("c1", &["no-such-command"]).await.1, 127);
         assert_eq!(api.exec("c1", &["sh", "-c", "exit 7"]).await.1, 7);
-        let (large, _) = api.exec("c1", &["sh", "-c", "head -c 3000000 /dev/zero | wc -c; head -c 1000000 /dev/zero"]).await;
+        let (large, _) = api
+            .exec(
+                "c1",
+                &[
+                    "sh",
+                    "-c",
+                    "head -c 3000000 /dev/zero | wc -c; head -c 1000000 /dev/zero",
+                ],
+            )
+            .await;
         assert_eq!(large.len(), 8 + 1_000_000);
 
         let state = api.get("c1").await.state.unwrap();
         assert!(state.pid > 0 && state.memory.unwrap().usage_bytes > 0);
         assert_eq!(state.network["eth0"].hwaddr, started.ports["eth0"].mac);
-        api.set("c1", &[("limits.cpu", "1"), ("limits.memory", "64MiB"), ("limits.processes", "50")]).await;
+        api.set(
+            "c1",
+            &[
+                ("limits.cpu", "1"),
+                ("limits.memory", "64MiB"),
+                ("limits.processes", "50"),
+            ],
+        )
+        .await;
         assert_eq!(api.exec("c1", &["nproc"]).await.0, "1\n");
         let memory = api.get("c1").await.state.unwrap().memory.unwrap();
         assert_eq!(memory.total_bytes, 64 << 20);
 
         // Files of the running guest.
         api.put("c1", "/root/f", "pushed").await;
-        assert_eq!(api.exec("c1", &["stat", "-c", "%u %g %a", "/root/f"]).await.0, "1000 1000 640\n");
+        assert_eq!(
+            api.exec("c1", &["stat", "-c", "%u %g %a", "/root/f"])
+                .await
+                .0,
+            "1000 1000 640\n"
+        );
         let (header, text) = api.read("c1", "/root/f").await;
-        assert_eq!((header.uid, header.mode, text.as_str()), (1000, 0o640, "pushed"));
+        assert_eq!(
+            (header.uid, header.mode, text.as_str()),
+            (1000, 0o640, "pushed")
+        );
 
         // A disk of the host, plugged in.
         let shared = bed.path("shared");
         std::fs::create_dir(&shared).unwrap();
         std::fs::write(shared.join("x"), "shared").unwrap();
-        let options = [("type", "disk"), ("path", "/mnt/s"), ("source", shared.to_str().unwrap())];
+        let options = [
+            ("type", "disk"),
+            ("path", "/mnt/s"),
+            ("source", shared.to_str().unwrap()),
+        ];
         let request = proto::UpdateInstanceRequest {
             instance: Some(proto::Instance {
                 name: full("c1"),
                 devices: [("s".to_owned(), device(&options))].into(),
                 ..Default::default()
             }),
-            update_mask: Some(prost_types::FieldMask { paths: vec!["devices.s".into()] }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec!["devices.s".into()],
+            }),
             ..Default::default()
         };
         api.instances.update_instance(request).await.unwrap();
@@ -346,7 +491,9 @@ fn the_life_of_a_real_guest() {
 
         // From inside.
         api.begin("c1", &["reboot"]).await;
-        let rebooted = api.wait("c1", |i| i.generation == 2 && i.status() == Status::Running).await;
+        let rebooted = api
+            .wait("c1", |i| i.generation == 2 && i.status() == Status::Running)
+            .await;
         assert_ne!(rebooted.state.unwrap().pid, state.pid);
         assert_eq!(api.exec("c1", &["nproc"]).await.0, "1\n");
         assert_eq!(api.exec("c1", &["cat", "/mnt/s/x"]).await.0, "shared");
@@ -357,16 +504,27 @@ fn the_life_of_a_real_guest() {
         assert_eq!(api.read("c1", "/root/f").await.1, "pushed");
         api.put("c1", "/root/g", "while stopped").await;
         api.start("c1").await;
-        assert_eq!(api.exec("c1", &["stat", "-c", "%u", "/root/g"]).await.0, "1000\n");
+        assert_eq!(
+            api.exec("c1", &["stat", "-c", "%u", "/root/g"]).await.0,
+            "1000\n"
+        );
         api.stop("c1", false).await;
-        let request = proto::DeleteInstanceRequest { name: full("c1"), ..Default::default() };
+        let request = proto::DeleteInstanceRequest {
+            name: full("c1"),
+            ..Default::default()
+        };
         api.instances.delete_instance(request).await.unwrap();
-        assert_eq!(cgroups(&bed.cgroup).iter().filter(|g| has_child(g)).count(), 0);
+        assert_eq!(
+            cgroups(&bed.cgroup).iter().filter(|g| has_child(g)).count(),
+            0
+        );
     });
 }
 
 fn has_child(group: &Path) -> bool {
-    std::fs::read_dir(group).unwrap().any(|e| e.unwrap().file_type().unwrap().is_dir())
+    std::fs::read_dir(group)
+        .unwrap()
+        .any(|e| e.unwrap().file_type().unwrap().is_dir())
 }
 
 #[test]
@@ -380,13 +538,21 @@ fn guests_and_execs_survive_the_service() {
         api.start("c1").await;
         api.start("c2").await;
         let pid = api.get("c1").await.state.unwrap().pid;
-        let exec = api.begin("c1", &["sh", "-c", "echo before; sleep 1; echo after; exit 3"]).await;
+        let exec = api
+            .begin(
+                "c1",
+                &["sh", "-c", "echo before; sleep 1; echo after; exit 3"],
+            )
+            .await;
         bed.kill();
         let socket = bed.path("run").join(&created.uid).join("monitor.sock");
         assert!(socket.exists());
         let mut api = bed.serve().await;
         let found = api.get("c1").await;
-        assert_eq!((found.status(), found.state.unwrap().pid), (Status::Running, pid));
+        assert_eq!(
+            (found.status(), found.state.unwrap().pid),
+            (Status::Running, pid)
+        );
         assert_eq!(api.finish(&exec.name, 7).await, ("after\n".to_owned(), 3));
         bed.kill();
         assert!(stop_unheard(&bed, &created).await);
@@ -409,7 +575,9 @@ async fn stop_unheard(bed: &Bed, instance: &proto::Instance) -> bool {
     let socket = bed.path("run").join(&instance.uid).join("monitor.sock");
     let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
     let (link, _events, _hello) = Link::greet(stream).await.unwrap();
-    link.done(Request::Stop { how: StopHow::Kill }).await.is_ok()
+    link.done(Request::Stop { how: StopHow::Kill })
+        .await
+        .is_ok()
 }
 
 /// Prints what a start, an exec, a list and a stop take.
@@ -445,11 +613,21 @@ fn measures() {
             api.stop(&format!("m{at}"), true).await;
             times[3].push(began.elapsed());
         }
-        for (what, times) in ["start", "exec true", "list 10 with state", "forced stop"].iter().zip(&mut times) {
+        for (what, times) in ["start", "exec true", "list 10 with state", "forced stop"]
+            .iter()
+            .zip(&mut times)
+        {
             times.sort();
-            println!("{what}: median {:?}, most {:?}", times[times.len() / 2], times[times.len() - 1]);
+            println!(
+                "{what}: median {:?}, most {:?}",
+                times[times.len() / 2],
+                times[times.len() - 1]
+            );
             // Far above the aim: it only catches a sleep or a poll that crept in.
-            assert!(times[times.len() / 2] < Duration::from_millis(500), "{what}");
+            assert!(
+                times[times.len() / 2] < Duration::from_millis(500),
+                "{what}"
+            );
         }
     });
 }

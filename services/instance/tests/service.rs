@@ -1,5 +1,7 @@
 //! The API's behaviour, with guests in memory.
 
+#![allow(clippy::unwrap_used, reason = "a test says by failing what went wrong")]
+
 mod common;
 
 use berth_monitor::protocol::ExitReason;
@@ -23,15 +25,31 @@ async fn an_instance_is_planned_created_and_found() {
     assert!(plan.needed_ports[0].mac.starts_with("00:16:3e:"));
     let mut request = commit("c1", &plan);
     request.request_id = "r1".into();
-    let created = service.instances.create_instance(request.clone()).await.unwrap().into_inner();
+    let created = service
+        .instances
+        .create_instance(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(created.profiles, ["default"]);
-    assert_eq!(created.config["volatile.eth0.hwaddr"], plan.needed_ports[0].mac);
+    assert_eq!(
+        created.config["volatile.eth0.hwaddr"],
+        plan.needed_ports[0].mac
+    );
     assert_eq!(created.status(), Status::Stopped);
     // A retry gets the same answer and makes nothing.
-    let again = service.instances.create_instance(request).await.unwrap().into_inner();
+    let again = service
+        .instances
+        .create_instance(request)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(again, created);
     assert_eq!(service.actions().await, ["instance-created"]);
-    let error = service.plan("c1", proto::Instance::default()).await.unwrap_err();
+    let error = service
+        .plan("c1", proto::Instance::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), Code::AlreadyExists);
     let found = service.get("c1").await.unwrap();
     assert_eq!(found.state.unwrap().memory.unwrap().usage_bytes, 0);
@@ -45,15 +63,36 @@ async fn bad_input_is_refused_by_name() {
         config: map(config),
         ..Default::default()
     };
-    let error = service.plan("c1", with(&[("bogus.key", "1")])).await.unwrap_err();
-    assert_eq!((error.code(), error.message()), (Code::InvalidArgument, "Unknown configuration key: bogus.key"));
+    let error = service
+        .plan("c1", with(&[("bogus.key", "1")]))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.code(), error.message()),
+        (
+            Code::InvalidArgument,
+            "Unknown configuration key: bogus.key"
+        )
+    );
     let error = service.plan("1c", with(&[])).await.unwrap_err();
-    assert!(error.message().contains("must not start with a digit"), "{error}");
-    let error = service.plan("c1", proto::Instance::default()).await.unwrap_err();
-    assert!(error.message().contains("No root device could be found"), "{error}");
+    assert!(
+        error.message().contains("must not start with a digit"),
+        "{error}"
+    );
+    let error = service
+        .plan("c1", proto::Instance::default())
+        .await
+        .unwrap_err();
+    assert!(
+        error.message().contains("No root device could be found"),
+        "{error}"
+    );
     let mut machine = with(&[]);
     machine.r#type = proto::instance::Type::VirtualMachine.into();
-    assert_eq!(service.plan("c1", machine).await.unwrap_err().code(), Code::Unimplemented);
+    assert_eq!(
+        service.plan("c1", machine).await.unwrap_err().code(),
+        Code::Unimplemented
+    );
     let mut profile = with(&[]);
     profile.profiles = vec!["nope".into()];
     let error = service.plan("c1", profile).await.unwrap_err();
@@ -62,14 +101,21 @@ async fn bad_input_is_refused_by_name() {
     let plan = service.plan("c1", with(&[])).await.unwrap();
     let mut request = commit("c1", &plan);
     request.attachments.clear();
-    let error = service.instances.create_instance(request).await.unwrap_err();
+    let error = service
+        .instances
+        .create_instance(request)
+        .await
+        .unwrap_err();
     assert!(error.message().contains("\"root\""), "{error}");
 }
 
 #[tokio::test]
 async fn a_stale_plan_is_refused() {
     let (mut service, _db) = new().await;
-    let instance = proto::Instance { devices: [root()].into(), ..Default::default() };
+    let instance = proto::Instance {
+        devices: [root()].into(),
+        ..Default::default()
+    };
     let plan = service.plan("c1", instance).await.unwrap();
     let request = proto::UpdateProfileRequest {
         profile: Some(proto::Profile {
@@ -80,33 +126,69 @@ async fn a_stale_plan_is_refused() {
         ..Default::default()
     };
     service.profiles.update_profile(request).await.unwrap();
-    let error = service.instances.create_instance(commit("c1", &plan)).await.unwrap_err();
-    assert_eq!((error.code(), reason(&error).as_str()), (Code::Aborted, "PLAN_STALE"));
+    let error = service
+        .instances
+        .create_instance(commit("c1", &plan))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.code(), reason(&error).as_str()),
+        (Code::Aborted, "PLAN_STALE")
+    );
 }
 
 #[tokio::test]
 async fn the_life_of_a_guest() {
     let (mut service, _db) = new().await;
     let created = service.simple("c1").await;
-    assert_eq!(reason(&service.stop("c1", true).await.unwrap_err()), "ALREADY_STOPPED");
+    assert_eq!(
+        reason(&service.stop("c1", true).await.unwrap_err()),
+        "ALREADY_STOPPED"
+    );
     let started = service.start("c1").await.unwrap();
     assert_eq!((started.status(), started.generation), (Status::Running, 1));
     assert_eq!(started.config["volatile.last_state.power"], "RUNNING");
     assert!(started.config.contains_key("volatile.eth0.host_name"));
     assert!(!started.config.contains_key("volatile.apply_template"));
-    assert_eq!(reason(&service.start("c1").await.unwrap_err()), "ALREADY_RUNNING");
-    assert_eq!(service.fake.rendered(), [("c1".to_owned(), vec!["create".to_owned(), "start".into()])]);
+    assert_eq!(
+        reason(&service.start("c1").await.unwrap_err()),
+        "ALREADY_RUNNING"
+    );
+    assert_eq!(
+        service.fake.rendered(),
+        [("c1".to_owned(), vec!["create".to_owned(), "start".into()])]
+    );
     let spec = service.fake.spec(&created.uid).unwrap();
     assert_eq!((spec.idmap[0].host, spec.generation), (1_000_000, 1));
     assert!(spec.seccomp.is_some());
 
-    let request = proto::FreezeInstanceRequest { name: full("c1"), ..Default::default() };
-    let frozen = service.instances.freeze_instance(request).await.unwrap().into_inner();
+    let request = proto::FreezeInstanceRequest {
+        name: full("c1"),
+        ..Default::default()
+    };
+    let frozen = service
+        .instances
+        .freeze_instance(request)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(frozen.status(), Status::Frozen);
-    let request = proto::UnfreezeInstanceRequest { name: full("c1"), ..Default::default() };
-    let thawed = service.instances.unfreeze_instance(request.clone()).await.unwrap().into_inner();
+    let request = proto::UnfreezeInstanceRequest {
+        name: full("c1"),
+        ..Default::default()
+    };
+    let thawed = service
+        .instances
+        .unfreeze_instance(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(thawed.status(), Status::Running);
-    let error = service.instances.unfreeze_instance(request).await.unwrap_err();
+    let error = service
+        .instances
+        .unfreeze_instance(request)
+        .await
+        .unwrap_err();
     assert_eq!(reason(&error), "NOT_FROZEN");
 
     service.fake.reboot(&created.uid);
@@ -123,19 +205,45 @@ async fn the_life_of_a_guest() {
     assert!(!stopped.config.contains_key("volatile.eth0.host_name"));
     let restarted = service.start("c1").await.unwrap();
     assert_eq!(restarted.generation, 3);
-    let request = proto::RestartInstanceRequest { name: full("c1"), force: true, ..Default::default() };
-    let restarted = service.instances.restart_instance(request).await.unwrap().into_inner();
-    assert_eq!((restarted.status(), restarted.generation), (Status::Running, 4));
+    let request = proto::RestartInstanceRequest {
+        name: full("c1"),
+        force: true,
+        ..Default::default()
+    };
+    let restarted = service
+        .instances
+        .restart_instance(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (restarted.status(), restarted.generation),
+        (Status::Running, 4)
+    );
     service.stop("c1", true).await.unwrap();
     let wanted = [
-        "instance-created", "instance-started", "instance-paused", "instance-resumed",
-        "instance-restarted", "instance-shutdown", "instance-started", "instance-restarted",
+        "instance-created",
+        "instance-started",
+        "instance-paused",
+        "instance-resumed",
+        "instance-restarted",
+        "instance-shutdown",
+        "instance-started",
+        "instance-restarted",
         "instance-stopped",
     ];
     assert_eq!(service.actions().await, wanted);
 
-    let request = proto::DeleteInstanceRequest { name: full("c1"), ..Default::default() };
-    let deleted = service.instances.delete_instance(request).await.unwrap().into_inner();
+    let request = proto::DeleteInstanceRequest {
+        name: full("c1"),
+        ..Default::default()
+    };
+    let deleted = service
+        .instances
+        .delete_instance(request)
+        .await
+        .unwrap()
+        .into_inner();
     assert!(deleted.attachments.contains_key("root") && deleted.ports.contains_key("eth0"));
     assert_eq!(service.get("c1").await.unwrap_err().code(), Code::NotFound);
 }
@@ -148,7 +256,10 @@ async fn a_failed_start_leaves_it_stopped() {
     let error = service.start("c1").await.unwrap_err();
     assert!(error.message().contains("no such volume"), "{error}");
     let instance = service.get("c1").await.unwrap();
-    assert_eq!((instance.status(), instance.generation), (Status::Stopped, 0));
+    assert_eq!(
+        (instance.status(), instance.generation),
+        (Status::Stopped, 0)
+    );
     assert_eq!(service.start("c1").await.unwrap().generation, 1);
 }
 
@@ -162,37 +273,73 @@ async fn a_forced_stop_goes_past_one_that_hangs() {
     assert_eq!(reason(&error), "SHUTDOWN_TIMEOUT");
     let mut other = service.instances.clone();
     let hanging = tokio::spawn(async move {
-        let request =
-            proto::StopInstanceRequest { name: full("c1"), timeout_seconds: -1, ..Default::default() };
+        let request = proto::StopInstanceRequest {
+            name: full("c1"),
+            timeout_seconds: -1,
+            ..Default::default()
+        };
         other.stop_instance(request).await
     });
-    while !service.fake.requests(&created.uid).iter().filter(|r| *r == "Stop").count() == 2 {
+    while !service
+        .fake
+        .requests(&created.uid)
+        .iter()
+        .filter(|r| *r == "Stop")
+        .count()
+        == 2
+    {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     tokio::time::sleep(std::time::Duration::from_millis(30)).await;
-    assert_eq!(service.stop("c1", true).await.unwrap().status(), Status::Stopped);
-    assert_eq!(hanging.await.unwrap().unwrap().into_inner().status(), Status::Stopped);
+    assert_eq!(
+        service.stop("c1", true).await.unwrap().status(),
+        Status::Stopped
+    );
+    assert_eq!(
+        hanging.await.unwrap().unwrap().into_inner().status(),
+        Status::Stopped
+    );
 }
 
 #[tokio::test]
 async fn a_guest_ends_by_itself() {
     let (mut service, _db) = new().await;
-    let instance =
-        proto::Instance { devices: [root()].into(), ephemeral: true, ..Default::default() };
+    let instance = proto::Instance {
+        devices: [root()].into(),
+        ephemeral: true,
+        ..Default::default()
+    };
     let created = service.create("c1", instance).await.unwrap();
     service.start("c1").await.unwrap();
     service.fake.end(&created.uid, ExitReason::Halt);
     service.wait_for("c1", Status::Stopped).await;
-    let events = service.app.records.store().events_after(0, 100).await.unwrap();
+    let events = service
+        .app
+        .records
+        .store()
+        .events_after(0, 100)
+        .await
+        .unwrap();
     let last = &events.last().unwrap().event;
-    assert_eq!((last.action.as_str(), last.generation), ("instance-shutdown", 1));
+    assert_eq!(
+        (last.action.as_str(), last.generation),
+        ("instance-shutdown", 1)
+    );
     assert_eq!(last.attributes["ephemeral"], "true");
     assert_eq!(last.attributes["reason"], "halt");
     // A late clean-up of run 1 does not touch run 2.
     service.start("c1").await.unwrap();
     service.stop("c1", true).await.unwrap();
-    let request = proto::DeleteInstanceRequest { name: full("c1"), generation: 1, ..Default::default() };
-    let error = service.instances.delete_instance(request).await.unwrap_err();
+    let request = proto::DeleteInstanceRequest {
+        name: full("c1"),
+        generation: 1,
+        ..Default::default()
+    };
+    let error = service
+        .instances
+        .delete_instance(request)
+        .await
+        .unwrap_err();
     assert_eq!(reason(&error), "GENERATION_PASSED");
 }
 
@@ -203,7 +350,11 @@ async fn a_killed_monitor_is_noticed() {
     service.start("c1").await.unwrap();
     service.fake.kill_monitor(&created.uid);
     let stopped = service.wait_for("c1", Status::Stopped).await;
-    assert!(stopped.status_message.contains("monitor died"), "{}", stopped.status_message);
+    assert!(
+        stopped.status_message.contains("monitor died"),
+        "{}",
+        stopped.status_message
+    );
     assert_eq!(service.start("c1").await.unwrap().generation, 2);
 }
 
@@ -212,14 +363,23 @@ async fn limits_and_devices_change_live() {
     let (mut service, _db) = new().await;
     let created = service.simple("c1").await;
     service.start("c1").await.unwrap();
-    let changed = service.set("c1", &[("limits.memory", "128MiB"), ("user.a", "b")]).await.unwrap();
+    let changed = service
+        .set("c1", &[("limits.memory", "128MiB"), ("user.a", "b")])
+        .await
+        .unwrap();
     assert_eq!(changed.config["limits.memory"], "128MiB");
     let spec = service.fake.spec(&created.uid).unwrap();
     assert_eq!(spec.limits.memory_bytes, Some(128 << 20));
     // An unset key is gone, and so is its limit.
     service.set("c1", &[("limits.memory", "")]).await.unwrap();
-    assert_eq!(service.fake.spec(&created.uid).unwrap().limits.memory_bytes, None);
-    let error = service.set("c1", &[("security.privileged", "true")]).await.unwrap_err();
+    assert_eq!(
+        service.fake.spec(&created.uid).unwrap().limits.memory_bytes,
+        None
+    );
+    let error = service
+        .set("c1", &[("security.privileged", "true")])
+        .await
+        .unwrap_err();
     assert!(error.message().contains("security.privileged"), "{error}");
 
     // A disk of the host, plugged in and out.
@@ -233,14 +393,24 @@ async fn limits_and_devices_change_live() {
             .into(),
             ..Default::default()
         }),
-        update_mask: Some(prost_types::FieldMask { paths: vec!["devices.data".into()] }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["devices.data".into()],
+        }),
         ..Default::default()
     };
-    service.instances.update_instance(request.clone()).await.unwrap();
+    service
+        .instances
+        .update_instance(request.clone())
+        .await
+        .unwrap();
     request.instance.as_mut().unwrap().devices.clear();
     service.instances.update_instance(request).await.unwrap();
     let requests = service.fake.requests(&created.uid);
-    let plugged = requests.iter().filter(|r| r.ends_with("Mount")).cloned().collect::<Vec<_>>();
+    let plugged = requests
+        .iter()
+        .filter(|r| r.ends_with("Mount"))
+        .cloned()
+        .collect::<Vec<_>>();
     assert_eq!(plugged, ["AddMount", "RemoveMount"]);
 }
 
@@ -250,35 +420,75 @@ async fn a_guest_that_refuses_a_change_keeps_its_configuration() {
     let created = service.simple("c1").await;
     service.start("c1").await.unwrap();
     service.fake.refuse("UpdateLimits");
-    assert!(service.set("c1", &[("limits.memory", "1MiB")]).await.is_err());
+    assert!(
+        service
+            .set("c1", &[("limits.memory", "1MiB")])
+            .await
+            .is_err()
+    );
     service.fake.refuse("");
     let now = service.get("c1").await.unwrap();
     assert!(!now.config.contains_key("limits.memory"));
-    assert_eq!(service.fake.spec(&created.uid).unwrap().limits.memory_bytes, None);
+    assert_eq!(
+        service.fake.spec(&created.uid).unwrap().limits.memory_bytes,
+        None
+    );
 }
 
 #[tokio::test]
 async fn a_nic_is_planned_and_plugged_in() {
     let (mut service, _db) = new().await;
-    let instance = proto::Instance { devices: [root()].into(), ..Default::default() };
+    let instance = proto::Instance {
+        devices: [root()].into(),
+        ..Default::default()
+    };
     let created = service.create("c1", instance).await.unwrap();
     service.start("c1").await.unwrap();
     let mut request = proto::UpdateInstanceRequest {
-        instance: Some(proto::Instance { name: full("c1"), devices: [nic()].into(), ..Default::default() }),
-        update_mask: Some(prost_types::FieldMask { paths: vec!["devices.eth0".into()] }),
+        instance: Some(proto::Instance {
+            name: full("c1"),
+            devices: [nic()].into(),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["devices.eth0".into()],
+        }),
         ..Default::default()
     };
-    let plan = service.instances.plan_update_instance(request.clone()).await.unwrap().into_inner();
+    let plan = service
+        .instances
+        .plan_update_instance(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(plan.needed_ports.len(), 1);
     assert!(plan.needed_volumes.is_empty() && plan.surplus_ports.is_empty());
     request.plan_etag.clone_from(&plan.plan_etag);
     request.ports = [("eth0".to_owned(), port(&plan.needed_ports[0]))].into();
-    let updated = service.instances.update_instance(request.clone()).await.unwrap().into_inner();
-    assert_eq!(updated.config["volatile.eth0.hwaddr"], plan.needed_ports[0].mac);
-    assert!(service.fake.requests(&created.uid).contains(&"AddNic".to_owned()));
+    let updated = service
+        .instances
+        .update_instance(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        updated.config["volatile.eth0.hwaddr"],
+        plan.needed_ports[0].mac
+    );
+    assert!(
+        service
+            .fake
+            .requests(&created.uid)
+            .contains(&"AddNic".to_owned())
+    );
     // Taken away again, the port is surplus.
     request.instance.as_mut().unwrap().devices.clear();
-    let plan = service.instances.plan_update_instance(request).await.unwrap().into_inner();
+    let plan = service
+        .instances
+        .plan_update_instance(request)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(plan.surplus_ports[0].device, "eth0");
 }
 
@@ -299,10 +509,28 @@ async fn a_put_replaces_and_keeps_what_is_the_services() {
         }),
         ..Default::default()
     };
-    let updated = service.instances.update_instance(put(&etag)).await.unwrap().into_inner();
-    assert_eq!((updated.description.as_str(), updated.config["user.k"].as_str()), ("new", "v"));
-    assert_eq!(updated.config["volatile.uuid"], created.config["volatile.uuid"]);
-    let error = service.instances.update_instance(put(&etag)).await.unwrap_err();
+    let updated = service
+        .instances
+        .update_instance(put(&etag))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (
+            updated.description.as_str(),
+            updated.config["user.k"].as_str()
+        ),
+        ("new", "v")
+    );
+    assert_eq!(
+        updated.config["volatile.uuid"],
+        created.config["volatile.uuid"]
+    );
+    let error = service
+        .instances
+        .update_instance(put(&etag))
+        .await
+        .unwrap_err();
     assert_eq!(reason(&error), "ETAG_MISMATCH");
 }
 
@@ -312,7 +540,10 @@ async fn profiles_change_all_who_have_them() {
     let request = proto::CreateProfileRequest {
         parent: common::PROJECT.into(),
         profile_id: "small".into(),
-        profile: Some(proto::Profile { config: map(&[("limits.memory", "64MiB")]), ..Default::default() }),
+        profile: Some(proto::Profile {
+            config: map(&[("limits.memory", "64MiB")]),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     service.profiles.create_profile(request).await.unwrap();
@@ -334,31 +565,72 @@ async fn profiles_change_all_who_have_them() {
         }),
         ..Default::default()
     };
-    let plan = service.profiles.plan_update_profile(update.clone()).await.unwrap().into_inner();
+    let plan = service
+        .profiles
+        .plan_update_profile(update.clone())
+        .await
+        .unwrap()
+        .into_inner();
     let needed = &plan.instances[0].needed_ports[0];
     let ports = [("eth0".to_owned(), port(needed))].into();
-    let values = proto::InstanceValues { ports, ..Default::default() };
+    let values = proto::InstanceValues {
+        ports,
+        ..Default::default()
+    };
     let commit = proto::UpdateProfileRequest {
         plan_etag: plan.plan_etag.clone(),
         instances: [(full("c1"), values)].into(),
         ..update
     };
-    let updated = service.profiles.update_profile(commit).await.unwrap().into_inner();
+    let updated = service
+        .profiles
+        .update_profile(commit)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(updated.used_by, [full("c1")]);
     let spec = service.fake.spec(&created.uid).unwrap();
     assert_eq!(spec.limits.memory_bytes, Some(96 << 20));
-    assert!(service.fake.requests(&created.uid).contains(&"AddNic".to_owned()));
-    let delete = proto::DeleteProfileRequest { name: name.clone(), ..Default::default() };
+    assert!(
+        service
+            .fake
+            .requests(&created.uid)
+            .contains(&"AddNic".to_owned())
+    );
+    let delete = proto::DeleteProfileRequest {
+        name: name.clone(),
+        ..Default::default()
+    };
     let error = service.profiles.delete_profile(delete).await.unwrap_err();
-    assert_eq!((reason(&error).as_str(), error.message()), ("HELD", "Profile is currently in use"));
-    let rename = proto::RenameProfileRequest { name, new_profile_id: "tiny".into(), ..Default::default() };
+    assert_eq!(
+        (reason(&error).as_str(), error.message()),
+        ("HELD", "Profile is currently in use")
+    );
+    let rename = proto::RenameProfileRequest {
+        name,
+        new_profile_id: "tiny".into(),
+        ..Default::default()
+    };
     service.profiles.rename_profile(rename).await.unwrap();
-    assert_eq!(service.get("c1").await.unwrap().profiles, ["default", "tiny"]);
-    let delete =
-        proto::DeleteProfileRequest { name: "projects/default/profiles/default".into(), ..Default::default() };
+    assert_eq!(
+        service.get("c1").await.unwrap().profiles,
+        ["default", "tiny"]
+    );
+    let delete = proto::DeleteProfileRequest {
+        name: "projects/default/profiles/default".into(),
+        ..Default::default()
+    };
     assert!(service.profiles.delete_profile(delete).await.is_err());
-    let request = proto::ListProfilesRequest { parent: common::PROJECT.into(), ..Default::default() };
-    let all = service.profiles.list_profiles(request).await.unwrap().into_inner();
+    let request = proto::ListProfilesRequest {
+        parent: common::PROJECT.into(),
+        ..Default::default()
+    };
+    let all = service
+        .profiles
+        .list_profiles(request)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(all.profiles.len(), 2);
 }
 
@@ -370,20 +642,45 @@ async fn snapshots_are_recorded_restored_and_copied() {
     let create = proto::CreateSnapshotRequest {
         parent: full("c1"),
         snapshot_id: "s1".into(),
-        snapshot: Some(proto::Snapshot { expire_time: "2030-01-01T00:00:00Z".into(), ..Default::default() }),
+        snapshot: Some(proto::Snapshot {
+            expire_time: "2030-01-01T00:00:00Z".into(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
-    let snapshot = service.snapshots.create_snapshot(create.clone()).await.unwrap().into_inner();
+    let snapshot = service
+        .snapshots
+        .create_snapshot(create.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(snapshot.expire_time, "2030-01-01T00:00:00Z");
-    assert_eq!(service.snapshots.create_snapshot(create).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(
+        service
+            .snapshots
+            .create_snapshot(create)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::AlreadyExists
+    );
     service.set("c1", &[("user.v", "2")]).await.unwrap();
     let restore = proto::RestoreSnapshotRequest {
         name: full("c1"),
         snapshot_id: "s1".into(),
-        attachments: [("root".to_owned(), attachment("c1", std::path::Path::new("/pool/new")))].into(),
+        attachments: [(
+            "root".to_owned(),
+            attachment("c1", std::path::Path::new("/pool/new")),
+        )]
+        .into(),
         ..Default::default()
     };
-    let restored = service.snapshots.restore_snapshot(restore).await.unwrap().into_inner();
+    let restored = service
+        .snapshots
+        .restore_snapshot(restore)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(restored.config["user.v"], "1");
     let mounts = &restored.attachments["root"].mounts;
     assert!(format!("{mounts:?}").contains("/pool/new"));
@@ -395,20 +692,52 @@ async fn snapshots_are_recorded_restored_and_copied() {
         default_profiles: true,
         ..Default::default()
     };
-    let plan = service.instances.plan_create_instance(plan).await.unwrap().into_inner();
-    let copy = service.instances.create_instance(commit("c2", &plan)).await.unwrap().into_inner();
+    let plan = service
+        .instances
+        .plan_create_instance(plan)
+        .await
+        .unwrap()
+        .into_inner();
+    let copy = service
+        .instances
+        .create_instance(commit("c2", &plan))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(copy.config["user.v"], "1");
     let mac = |i: &proto::Instance| i.config["volatile.eth0.hwaddr"].clone();
     assert_ne!(mac(&copy), mac(&restored));
-    assert_ne!(copy.config["volatile.idmap.base"], restored.config["volatile.idmap.base"]);
+    assert_ne!(
+        copy.config["volatile.idmap.base"],
+        restored.config["volatile.idmap.base"]
+    );
 
     let name = format!("{}/snapshots/s1", full("c1"));
-    let rename = proto::RenameSnapshotRequest { name, new_snapshot_id: "s2".into(), ..Default::default() };
+    let rename = proto::RenameSnapshotRequest {
+        name,
+        new_snapshot_id: "s2".into(),
+        ..Default::default()
+    };
     service.snapshots.rename_snapshot(rename).await.unwrap();
     let name = format!("{}/snapshots/s2", full("c1"));
-    let delete = proto::DeleteSnapshotRequest { name, ..Default::default() };
-    service.snapshots.delete_snapshot(delete.clone()).await.unwrap();
-    assert_eq!(service.snapshots.delete_snapshot(delete).await.unwrap_err().code(), Code::NotFound);
+    let delete = proto::DeleteSnapshotRequest {
+        name,
+        ..Default::default()
+    };
+    service
+        .snapshots
+        .delete_snapshot(delete.clone())
+        .await
+        .unwrap();
+    assert_eq!(
+        service
+            .snapshots
+            .delete_snapshot(delete)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
 }
 
 #[tokio::test]
@@ -421,14 +750,26 @@ async fn a_rename_keeps_uid_and_run_counter() {
         new_instance_id: "c2".into(),
         ..Default::default()
     };
-    let error = service.instances.rename_instance(rename.clone()).await.unwrap_err();
+    let error = service
+        .instances
+        .rename_instance(rename.clone())
+        .await
+        .unwrap_err();
     assert!(error.message().contains("running"), "{error}");
     service.stop("c1", true).await.unwrap();
-    let renamed = service.instances.rename_instance(rename).await.unwrap().into_inner();
+    let renamed = service
+        .instances
+        .rename_instance(rename)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((renamed.uid, renamed.generation), (created.uid.clone(), 1));
     assert!(service.get("c1").await.is_err());
     service.start("c2").await.unwrap();
-    assert_eq!(service.fake.rendered().last().unwrap().1, ["rename", "start"]);
+    assert_eq!(
+        service.fake.rendered().last().unwrap().1,
+        ["rename", "start"]
+    );
     drop(db);
 }
 
@@ -447,17 +788,31 @@ async fn one_stuck_guest_delays_no_list() {
         view: proto::InstanceView::Full.into(),
         ..Default::default()
     };
-    let list = service.instances.list_instances(request).await.unwrap().into_inner().instances;
+    let list = service
+        .instances
+        .list_instances(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .instances;
     assert!(began.elapsed() < std::time::Duration::from_secs(1));
-    let unknown: Vec<bool> =
-        list.iter().map(|i| !i.state.as_ref().unwrap().unknown.is_empty()).collect();
+    let unknown: Vec<bool> = list
+        .iter()
+        .map(|i| !i.state.as_ref().unwrap().unknown.is_empty())
+        .collect();
     assert_eq!(unknown, [false, true, false]);
     assert_eq!(list[0].state.as_ref().unwrap().processes, 3);
 }
 
 #[test]
 fn a_restarted_service_takes_its_guests_over() {
-    let lived = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let lived = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let first = lived();
     let (fake, db, uids) = first.block_on(async {
         let (mut service, db) = new().await;
@@ -476,10 +831,22 @@ fn a_restarted_service_takes_its_guests_over() {
     lived().block_on(async {
         let mut service = open(&db, &fake).await;
         let state = |i: &proto::Instance| (i.status(), i.generation);
-        assert_eq!(state(&service.get("runs").await.unwrap()), (Status::Running, 1));
-        assert_eq!(state(&service.wait_for("halted", Status::Stopped).await), (Status::Stopped, 1));
-        assert_eq!(state(&service.wait_for("killed", Status::Stopped).await), (Status::Stopped, 1));
-        assert_eq!(state(&service.get("rebooted").await.unwrap()), (Status::Running, 2));
+        assert_eq!(
+            state(&service.get("runs").await.unwrap()),
+            (Status::Running, 1)
+        );
+        assert_eq!(
+            state(&service.wait_for("halted", Status::Stopped).await),
+            (Status::Stopped, 1)
+        );
+        assert_eq!(
+            state(&service.wait_for("killed", Status::Stopped).await),
+            (Status::Stopped, 1)
+        );
+        assert_eq!(
+            state(&service.get("rebooted").await.unwrap()),
+            (Status::Running, 2)
+        );
         // Nothing is started again by a mere restart of the service.
         assert_eq!(service.fake.rendered().len(), 4);
         service.stop("runs", true).await.unwrap();
@@ -488,14 +855,28 @@ fn a_restarted_service_takes_its_guests_over() {
 
 #[test]
 fn after_a_boot_guests_start_again() {
-    let lived = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let lived = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let first = lived();
     let (fake, db) = first.block_on(async {
         let (mut service, db) = new().await;
-        for (name, autostart) in [("was-on", ""), ("was-off", ""), ("wanted", "true"), ("unwanted", "false")] {
+        for (name, autostart) in [
+            ("was-on", ""),
+            ("was-off", ""),
+            ("wanted", "true"),
+            ("unwanted", "false"),
+        ] {
             service.simple(name).await;
             if !autostart.is_empty() {
-                service.set(name, &[("boot.autostart", autostart)]).await.unwrap();
+                service
+                    .set(name, &[("boot.autostart", autostart)])
+                    .await
+                    .unwrap();
             }
         }
         service.start("was-on").await.unwrap();
@@ -529,18 +910,44 @@ async fn execs_carry_their_streams() {
         command: command.iter().map(|s| (*s).to_owned()).collect(),
         ..Default::default()
     };
-    let error = service.execs.create_exec(exec(&["true"])).await.unwrap_err();
-    assert_eq!((reason(&error).as_str(), error.message()), ("NOT_RUNNING", "Instance is not running"));
+    let error = service
+        .execs
+        .create_exec(exec(&["true"]))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (reason(&error).as_str(), error.message()),
+        ("NOT_RUNNING", "Instance is not running")
+    );
     service.start("c1").await.unwrap();
-    let failed = service.execs.create_exec(exec(&["missing"])).await.unwrap().into_inner();
+    let failed = service
+        .execs
+        .create_exec(exec(&["missing"]))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((failed.exited, failed.exit_code), (true, 127));
 
-    let started = service.execs.create_exec(exec(&["cat"])).await.unwrap().into_inner();
+    let started = service
+        .execs
+        .create_exec(exec(&["cat"]))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(started.environment["HOME"], "/root");
-    let send = |message: In| proto::StreamExecRequest { message: Some(message) };
-    let attach = In::Attach(Attach { name: started.name.clone(), ..Default::default() });
+    let send = |message: In| proto::StreamExecRequest {
+        message: Some(message),
+    };
+    let attach = In::Attach(Attach {
+        name: started.name.clone(),
+        ..Default::default()
+    });
     let data = |offset: u64, text: &'static str, eof: bool| {
-        In::Stdin(Data { offset, data: text.into(), eof })
+        In::Stdin(Data {
+            offset,
+            data: text.into(),
+            eof,
+        })
     };
     // The second piece repeats part of the first, as after a reconnect.
     let input = tokio_stream::iter([
@@ -561,8 +968,15 @@ async fn execs_carry_their_streams() {
             _ => {}
         }
     }
-    assert_eq!((String::from_utf8(text).unwrap().as_str(), exit), ("hello you", Some(0)));
-    let mut again = Attach { name: started.name.clone(), stdout_offset: 6, stderr_offset: 0 };
+    assert_eq!(
+        (String::from_utf8(text).unwrap().as_str(), exit),
+        ("hello you", Some(0))
+    );
+    let mut again = Attach {
+        name: started.name.clone(),
+        stdout_offset: 6,
+        stderr_offset: 0,
+    };
     again.stdout_offset = 6;
     let input = tokio_stream::iter([send(In::Attach(again))]);
     let mut output = service.execs.stream_exec(input).await.unwrap().into_inner();
@@ -575,5 +989,8 @@ async fn execs_carry_their_streams() {
     assert_eq!(rest, b"you");
     let delete = proto::DeleteExecRequest { name: started.name };
     service.execs.delete_exec(delete.clone()).await.unwrap();
-    assert_eq!(service.execs.delete_exec(delete).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        service.execs.delete_exec(delete).await.unwrap_err().code(),
+        Code::NotFound
+    );
 }

@@ -51,7 +51,9 @@ async fn records_survive_on_every_database() {
         let one = instance("u1", "c1", 1_000_000);
         let mut tx = records.begin().await.unwrap();
         tx.insert_instance(&one).await.unwrap();
-        tx.insert_snapshot("u1", &snapshot("s1", "snap")).await.unwrap();
+        tx.insert_snapshot("u1", &snapshot("s1", "snap"))
+            .await
+            .unwrap();
         let profile = Profile {
             uid: "p1".into(),
             project: "default".into(),
@@ -61,21 +63,45 @@ async fn records_survive_on_every_database() {
             devices: Devices::new(),
         };
         tx.put_profile(&profile).await.unwrap();
-        tx.answer(Answer { request_id: "r".into(), bytes: vec![1, 2] }).await.unwrap();
+        tx.answer(Answer {
+            request_id: "r".into(),
+            bytes: vec![1, 2],
+        })
+        .await
+        .unwrap();
         tx.commit().await.unwrap();
-        assert_eq!(records.instances().await.unwrap(), [one.clone()]);
+        assert_eq!(
+            records.instances().await.unwrap(),
+            std::slice::from_ref(&one)
+        );
         assert_eq!(records.snapshots().await.unwrap().len(), 1);
-        assert_eq!(records.profiles().await.unwrap(), [profile.clone()]);
-        assert_eq!(records.store().finished_request("r").await.unwrap(), Some(vec![1, 2]));
+        assert_eq!(
+            records.profiles().await.unwrap(),
+            std::slice::from_ref(&profile)
+        );
+        assert_eq!(
+            records.store().finished_request("r").await.unwrap(),
+            Some(vec![1, 2])
+        );
 
-        for taken in [instance("u2", "c1", 2_000_000), instance("u3", "c3", 1_000_000)] {
+        for taken in [
+            instance("u2", "c1", 2_000_000),
+            instance("u3", "c3", 1_000_000),
+        ] {
             let mut tx = records.begin().await.unwrap();
             assert!(tx.insert_instance(&taken).await.is_err());
         }
         let mut tx = records.begin().await.unwrap();
-        let renamed = Instance { name: "c9".into(), ..one };
+        let renamed = Instance {
+            name: "c9".into(),
+            ..one
+        };
         tx.update_instance(&renamed).await.unwrap();
-        assert!(tx.update_instance(&instance("none", "n", 5_000_000)).await.is_err());
+        assert!(
+            tx.update_instance(&instance("none", "n", 5_000_000))
+                .await
+                .is_err()
+        );
         drop(tx);
         // Dropped without a commit.
         assert_eq!(records.instances().await.unwrap()[0].name, "c1");

@@ -43,7 +43,10 @@ impl App {
         let mut started = 0;
         let mut rest = due.as_slice();
         while let Some(first) = rest.first() {
-            let end = rest.iter().position(|d| d.priority != first.priority).unwrap_or(rest.len());
+            let end = rest
+                .iter()
+                .position(|d| d.priority != first.priority)
+                .unwrap_or(rest.len());
             let (wave, later) = rest.split_at(end);
             started += self.start_wave(wave).await;
             rest = later;

@@ -35,17 +35,30 @@ impl App {
     ) -> Result<ConsoleSession, Error> {
         let slot = self.slot(project, name)?;
         if slot.link().is_none() {
-            return Err(Error::precondition("NOT_RUNNING", "Instance is not running"));
+            return Err(Error::precondition(
+                "NOT_RUNNING",
+                "Instance is not running",
+            ));
         }
-        let stream = self.runtime.connect(&slot.uid).await.map_err(Error::internal)?;
+        let stream = self
+            .runtime
+            .connect(&slot.uid)
+            .await
+            .map_err(Error::internal)?;
         let (link, events, _greeting) = Link::open(stream);
-        let attach = Request::AttachConsole { force, size: pty_size(width, height) };
-        link.done(attach).await.map_err(|error| match error.code() {
-            Some(FaultCode::State) => {
-                Error::precondition("CONSOLE_BUSY", "This console is already connected. Force is required to take it over.")
-            }
-            _ => link_error(error, "Attaching the console"),
-        })?;
+        let attach = Request::AttachConsole {
+            force,
+            size: pty_size(width, height),
+        };
+        link.done(attach)
+            .await
+            .map_err(|error| match error.code() {
+                Some(FaultCode::State) => Error::precondition(
+                    "CONSOLE_BUSY",
+                    "This console is already connected. Force is required to take it over.",
+                ),
+                _ => link_error(error, "Attaching the console"),
+            })?;
         let (sender, output) = mpsc::channel(16);
         tokio::spawn(carry(link, events, input, sender));
         Ok(ConsoleSession { output })

@@ -87,14 +87,22 @@ impl App {
         let mut tx = self.records.begin().await?;
         tx.insert_instance(&record).await?;
         let event = event("instance-created", &record, 0);
-        self.finish(&mut tx, Some(event), request_id, (self.encode.instance)(&view)).await?;
+        self.finish(
+            &mut tx,
+            Some(event),
+            request_id,
+            (self.encode.instance)(&view),
+        )
+        .await?;
         tx.commit().await?;
         self.insert_slot(Arc::new(Slot::new(record, Vec::new())));
         Ok(view)
     }
 
     fn allocate_ids(&self, config: &Config) -> Result<IdRange, Error> {
-        let wanted = config.get("security.idmap.size").and_then(|text| text.parse().ok());
+        let wanted = config
+            .get("security.idmap.size")
+            .and_then(|text| text.parse().ok());
         let len = wanted.unwrap_or(self.settings.id_length);
         lock(&self.ids).allocate(len).ok_or_else(|| {
             Error::exhausted("NO_IDS", "Not enough uid/gid available for the container")
@@ -119,9 +127,14 @@ impl App {
         let copied = self.take_over_source(&mut new)?;
         let mut writable = new.writable;
         if new.default_profiles {
-            let image = new.image.as_ref().map(|i| i.profiles.clone()).filter(|p| !p.is_empty());
-            writable.profiles =
-                copied.or(image).unwrap_or_else(|| vec![super::DEFAULT_PROFILE.to_owned()]);
+            let image = new
+                .image
+                .as_ref()
+                .map(|i| i.profiles.clone())
+                .filter(|p| !p.is_empty());
+            writable.profiles = copied
+                .or(image)
+                .unwrap_or_else(|| vec![super::DEFAULT_PROFILE.to_owned()]);
         }
         if let Some(image) = &new.image {
             take_over_image(&mut writable, image);
@@ -132,7 +145,10 @@ impl App {
         writable.config.retain(|_, value| !value.is_empty());
         let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, uid.as_bytes()).to_string();
         for key in ["volatile.uuid", "volatile.cloud-init.instance-id"] {
-            writable.config.entry(key.to_owned()).or_insert_with(|| uuid.clone());
+            writable
+                .config
+                .entry(key.to_owned())
+                .or_insert_with(|| uuid.clone());
         }
         let mut record = Instance {
             uid,
@@ -158,18 +174,30 @@ impl App {
 
     /// Fills in what a copy has and the request does not say; gives the source's profiles.
     fn take_over_source(&self, new: &mut NewInstance) -> Result<Option<Vec<String>>, Error> {
-        let Some((source, snapshot)) = &new.copy_of else { return Ok(None) };
+        let Some((source, snapshot)) = &new.copy_of else {
+            return Ok(None);
+        };
         let slot = self.slot(&new.project, source)?;
         let (mut config, devices, profiles, architecture) = match snapshot {
             None => {
                 let r = slot.record();
-                (r.config.clone(), r.devices.clone(), r.profiles.clone(), r.architecture.clone())
+                (
+                    r.config.clone(),
+                    r.devices.clone(),
+                    r.profiles.clone(),
+                    r.architecture.clone(),
+                )
             }
             Some(snapshot) => {
                 let snapshots = slot.snapshots();
                 let found = snapshots.iter().find(|s| s.name == *snapshot);
                 let s = found.ok_or_else(|| Error::not_found("Snapshot", snapshot))?;
-                (s.config.clone(), s.devices.clone(), s.profiles.clone(), s.architecture.clone())
+                (
+                    s.config.clone(),
+                    s.devices.clone(),
+                    s.profiles.clone(),
+                    s.architecture.clone(),
+                )
             }
         };
         config.retain(|key, _| !key.starts_with("volatile.") || key == "volatile.base_image");
@@ -197,11 +225,16 @@ fn take_over_image(writable: &mut Writable, image: &ImageFacts) {
         );
         // A property is text for people; one that cannot be a key is left out rather than failing a launch.
         if single_line.is_ok() {
-            writable.config.entry(format!("image.{key}")).or_insert_with(|| value.clone());
+            writable
+                .config
+                .entry(format!("image.{key}"))
+                .or_insert_with(|| value.clone());
         }
     }
     if !image.fingerprint.is_empty() {
-        writable.config.insert("volatile.base_image".to_owned(), image.fingerprint.clone());
+        writable
+            .config
+            .insert("volatile.base_image".to_owned(), image.fingerprint.clone());
     }
     if writable.architecture.is_empty() {
         writable.architecture = image.architecture.clone();

@@ -26,7 +26,13 @@ impl App {
         let mut tx = self.records.begin().await?;
         tx.delete_instance(&slot.uid).await?;
         let event = event("instance-deleted", &view.record, view.record.generation);
-        self.finish(&mut tx, Some(event), request_id, (self.encode.instance)(&view)).await?;
+        self.finish(
+            &mut tx,
+            Some(event),
+            request_id,
+            (self.encode.instance)(&view),
+        )
+        .await?;
         tx.commit().await?;
         slot.set_deleted();
         self.remove_slot(&view.record);

@@ -60,14 +60,21 @@ pub enum ExecInput {
 pub enum ExecOutput {
     /// Input taken so far: send from here on.
     StdinOffset(u64),
-    Data { stderr: bool, offset: u64, data: Bytes },
+    Data {
+        stderr: bool,
+        offset: u64,
+        data: Bytes,
+    },
     /// Nothing comes after it.
     Exit(i32),
 }
 
 fn size(width: i32, height: i32) -> PtySize {
     let clamp = |n: i32, default: u16| u16::try_from(n).ok().filter(|n| *n > 0).unwrap_or(default);
-    PtySize { rows: clamp(height, 24), cols: clamp(width, 80) }
+    PtySize {
+        rows: clamp(height, 24),
+        cols: clamp(width, 80),
+    }
 }
 
 pub(super) fn pty_size(width: i32, height: i32) -> Option<PtySize> {
@@ -80,11 +87,17 @@ fn check(request: &ExecRequest) -> Result<(), Error> {
     }
     let nul = |text: &String| text.contains('\0');
     if request.command.iter().any(nul) || request.cwd.contains('\0') {
-        return Err(Error::invalid("command", "The command or its directory holds a NUL"));
+        return Err(Error::invalid(
+            "command",
+            "The command or its directory holds a NUL",
+        ));
     }
     for (name, value) in &request.environment {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(Error::invalid("environment", format!("{name:?} is no environment variable")));
+            return Err(Error::invalid(
+                "environment",
+                format!("{name:?} is no environment variable"),
+            ));
         }
     }
     if !(0..=LINGER_SECONDS).contains(&request.linger_seconds) {
@@ -93,20 +106,21 @@ fn check(request: &ExecRequest) -> Result<(), Error> {
     }
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if request.exec_id.len() > 64 || !request.exec_id.bytes().all(plain) {
-        return Err(Error::invalid("exec_id", "It is at most 64 letters, digits, - and _"));
+        return Err(Error::invalid(
+            "exec_id",
+            "It is at most 64 letters, digits, - and _",
+        ));
     }
     Ok(())
 }
 
 /// Instance's own, then the caller's, then what every login has.
-fn environment(
-    own: Vec<(String, String)>,
-    request: &ExecRequest,
-) -> BTreeMap<String, String> {
+fn environment(own: Vec<(String, String)>, request: &ExecRequest) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = own.into_iter().collect();
     all.extend(request.environment.clone());
     let mut default = |key: &str, value: &str| {
-        all.entry(key.to_owned()).or_insert_with(|| value.to_owned());
+        all.entry(key.to_owned())
+            .or_insert_with(|| value.to_owned());
     };
     default("PATH", PATH);
     default("LANG", "C.UTF-8");
@@ -128,7 +142,10 @@ impl App {
                 Err(Error::precondition("FROZEN", "Instance is frozen"))
             }
             (_, Some(link)) => Ok((slot, link)),
-            _ => Err(Error::precondition("NOT_RUNNING", "Instance is not running")),
+            _ => Err(Error::precondition(
+                "NOT_RUNNING",
+                "Instance is not running",
+            )),
         }
     }
 
@@ -159,12 +176,19 @@ impl App {
             uid: request.user,
             gid: request.group,
             groups: Vec::new(),
-            pty: request.interactive.then(|| size(request.width, request.height)),
+            pty: request
+                .interactive
+                .then(|| size(request.width, request.height)),
             stdin: !request.no_stdin,
         };
-        let started = ExecStarted { id: id.clone(), environment, ..ExecStarted::default() };
+        let started = ExecStarted {
+            id: id.clone(),
+            environment,
+            ..ExecStarted::default()
+        };
         let mut answer = link.call(Request::StartExec(start.clone())).await;
-        if request.cwd.is_empty() && matches!(&answer, Err(LinkError::Fault(f)) if f.stage == "cwd") {
+        if request.cwd.is_empty() && matches!(&answer, Err(LinkError::Fault(f)) if f.stage == "cwd")
+        {
             // A guest without root's home: nobody asked to be in it.
             let start = StartExec { cwd: None, ..start };
             answer = link.call(Request::StartExec(start)).await;
@@ -180,10 +204,19 @@ impl App {
         }
     }
 
-    pub async fn get_exec(&self, project: &str, name: &str, id: &str) -> Result<ExecStarted, Error> {
+    pub async fn get_exec(
+        &self,
+        project: &str,
+        name: &str,
+        id: &str,
+    ) -> Result<ExecStarted, Error> {
         let slot = self.slot(project, name)?;
         if let Some(code) = slot.failed_exec(id) {
-            return Ok(ExecStarted { id: id.to_owned(), exit_code: Some(code), ..Default::default() });
+            return Ok(ExecStarted {
+                id: id.to_owned(),
+                exit_code: Some(code),
+                ..Default::default()
+            });
         }
         let link = slot.link().ok_or_else(|| Error::not_found("Exec", id))?;
         let state = exec_state(&link, id).await?;
@@ -203,7 +236,11 @@ impl App {
             return Ok(());
         }
         let link = slot.link().ok_or_else(|| Error::not_found("Exec", id))?;
-        let deleted = link.done(Request::DeleteExec { exec_id: id.to_owned() }).await;
+        let deleted = link
+            .done(Request::DeleteExec {
+                exec_id: id.to_owned(),
+            })
+            .await;
         deleted.map_err(|e| exec_error(e, id))
     }
 
@@ -228,7 +265,11 @@ impl App {
             return Err(Error::not_found("Exec", &id));
         }
         // A connection of its own: one slow reader must not hold up the guest's other answers.
-        let stream = self.runtime.connect(&slot.uid).await.map_err(Error::internal)?;
+        let stream = self
+            .runtime
+            .connect(&slot.uid)
+            .await
+            .map_err(Error::internal)?;
         let (link, events, _greeting) = Link::open(stream);
         let attach = Request::AttachExec {
             exec_id: id.clone(),
@@ -240,7 +281,11 @@ impl App {
             return Err(exec_error(unexpected(), &id));
         };
         tokio::spawn(async move {
-            if output.send(Ok(ExecOutput::StdinOffset(stdin_offset))).await.is_ok() {
+            if output
+                .send(Ok(ExecOutput::StdinOffset(stdin_offset)))
+                .await
+                .is_ok()
+            {
                 carry(link, events, id, input, output).await;
             }
         });
@@ -250,21 +295,31 @@ impl App {
 
 fn failed(slot: &Slot, started: ExecStarted, code: i32) -> ExecStarted {
     slot.keep_failed_exec(&started.id, code);
-    ExecStarted { exit_code: Some(code), ..started }
+    ExecStarted {
+        exit_code: Some(code),
+        ..started
+    }
 }
 
 fn exec_error(error: LinkError, id: &str) -> Error {
     match error.code() {
         Some(FaultCode::NotFound) => Error::not_found("Exec", id),
-        Some(FaultCode::OffsetGone) => {
-            Error::new(crate::Code::InvalidArgument, "OFFSET_GONE", "Output before that offset was acknowledged and is gone")
-        }
+        Some(FaultCode::OffsetGone) => Error::new(
+            crate::Code::InvalidArgument,
+            "OFFSET_GONE",
+            "Output before that offset was acknowledged and is gone",
+        ),
         _ => link_error(error, "Reaching the command"),
     }
 }
 
 async fn exec_state(link: &Link, id: &str) -> Result<ExecState, Error> {
-    match link.call(Request::GetExec { exec_id: id.to_owned() }).await {
+    match link
+        .call(Request::GetExec {
+            exec_id: id.to_owned(),
+        })
+        .await
+    {
         Ok((Reply::Exec(state), _)) => Ok(state),
         Ok(_) => Err(exec_error(unexpected(), id)),
         Err(error) => Err(exec_error(error, id)),
@@ -312,16 +367,27 @@ async fn carry(
 /// The item for the client, and whether it is the last.
 fn translate(event: Event, payload: Bytes, id: &str) -> Option<(Result<ExecOutput, Error>, bool)> {
     match event {
-        Event::ExecOutput { exec_id, stream, offset } if exec_id == id => {
+        Event::ExecOutput {
+            exec_id,
+            stream,
+            offset,
+        } if exec_id == id => {
             let stderr = stream == Stream::Stderr;
-            Some((Ok(ExecOutput::Data { stderr, offset, data: payload }), false))
+            Some((
+                Ok(ExecOutput::Data {
+                    stderr,
+                    offset,
+                    data: payload,
+                }),
+                false,
+            ))
         }
         Event::ExecStdinAccepted { exec_id, offset } if exec_id == id => {
             Some((Ok(ExecOutput::StdinOffset(offset)), false))
         }
-        Event::ExecExited { exec_id, status, .. } if exec_id == id => {
-            Some((Ok(ExecOutput::Exit(status.shell_code())), true))
-        }
+        Event::ExecExited {
+            exec_id, status, ..
+        } if exec_id == id => Some((Ok(ExecOutput::Exit(status.shell_code())), true)),
         Event::ExecDetached { exec_id } if exec_id == id => {
             let taken = Error::aborted("TAKEN_OVER", "Another client attached to this exec");
             Some((Err(taken), true))
@@ -337,14 +403,35 @@ fn translate(event: Event, payload: Bytes, id: &str) -> Option<(Result<ExecOutpu
 async fn pass_input(link: &Link, id: &str, item: ExecInput) -> Result<(), LinkError> {
     let exec_id = id.to_owned();
     match item {
-        ExecInput::Stdin { offset, data, eof } => pass_stdin(link, exec_id, offset, &data, eof).await,
+        ExecInput::Stdin { offset, data, eof } => {
+            pass_stdin(link, exec_id, offset, &data, eof).await
+        }
         ExecInput::Resize { width, height } => {
             let PtySize { rows, cols } = size(width, height);
-            link.send(Request::ResizeExec { exec_id, rows, cols }, &[]).await
+            link.send(
+                Request::ResizeExec {
+                    exec_id,
+                    rows,
+                    cols,
+                },
+                &[],
+            )
+            .await
         }
-        ExecInput::Signal(signal) => link.send(Request::SignalExec { exec_id, signal }, &[]).await,
+        ExecInput::Signal(signal) => {
+            link.send(Request::SignalExec { exec_id, signal }, &[])
+                .await
+        }
         ExecInput::Ack { stdout, stderr } => {
-            link.send(Request::AckExec { exec_id, stdout, stderr }, &[]).await
+            link.send(
+                Request::AckExec {
+                    exec_id,
+                    stdout,
+                    stderr,
+                },
+                &[],
+            )
+            .await
         }
     }
 }
@@ -380,25 +467,46 @@ mod tests {
 
     #[test]
     fn the_environment_has_a_logins_defaults_and_the_callers_wishes() {
-        let own = vec![("A".to_owned(), "own".to_owned()), ("PATH".to_owned(), "/own".to_owned())];
-        let mut request = ExecRequest { interactive: true, ..ExecRequest::default() };
+        let own = vec![
+            ("A".to_owned(), "own".to_owned()),
+            ("PATH".to_owned(), "/own".to_owned()),
+        ];
+        let mut request = ExecRequest {
+            interactive: true,
+            ..ExecRequest::default()
+        };
         request.environment.insert("A".into(), "asked".into());
         let env = environment(own.clone(), &request);
         assert_eq!((env["A"].as_str(), env["PATH"].as_str()), ("asked", "/own"));
-        assert_eq!((env["HOME"].as_str(), env["TERM"].as_str()), ("/root", "linux"));
+        assert_eq!(
+            (env["HOME"].as_str(), env["TERM"].as_str()),
+            ("/root", "linux")
+        );
         request.user = 1000;
         assert!(!environment(own, &request).contains_key("HOME"));
     }
 
     #[test]
     fn bad_requests_are_refused() {
-        let good = ExecRequest { command: vec!["true".into()], ..ExecRequest::default() };
+        let good = ExecRequest {
+            command: vec!["true".into()],
+            ..ExecRequest::default()
+        };
         assert!(check(&good).is_ok());
         for bad in [
             ExecRequest::default(),
-            ExecRequest { linger_seconds: 301, ..good.clone() },
-            ExecRequest { exec_id: "a/b".into(), ..good.clone() },
-            ExecRequest { environment: [("A=B".to_owned(), String::new())].into(), ..good },
+            ExecRequest {
+                linger_seconds: 301,
+                ..good.clone()
+            },
+            ExecRequest {
+                exec_id: "a/b".into(),
+                ..good.clone()
+            },
+            ExecRequest {
+                environment: [("A=B".to_owned(), String::new())].into(),
+                ..good
+            },
         ] {
             assert!(check(&bad).is_err());
         }

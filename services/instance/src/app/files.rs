@@ -29,7 +29,10 @@ pub struct FileReader {
 /// How the ids stored in the instance's volume look when it is mounted as it is.
 pub(super) fn stored_ids(record: &Instance, expanded: &Expanded) -> Result<IdView, Error> {
     let attachment = spec::root_attachment(record, expanded)?;
-    let shifted = attachment.mounts.first().is_some_and(|m| m.ownership == Ownership::Shifted);
+    let shifted = attachment
+        .mounts
+        .first()
+        .is_some_and(|m| m.ownership == Ownership::Shifted);
     Ok(match shifted && !expanded.privileged() {
         true => IdView::Mapped(spec::idmap(record, false)),
         false => IdView::Same,
@@ -46,7 +49,10 @@ impl App {
                 true => IdView::Same,
                 false => IdView::Mapped(spec::idmap(&record, false)),
             };
-            Place::Running { uid: slot.uid.clone(), ids }
+            Place::Running {
+                uid: slot.uid.clone(),
+                ids,
+            }
         } else {
             let attachment = spec::root_attachment(&record, &expanded)?;
             Place::Stopped {

@@ -31,12 +31,23 @@ impl App {
         let _busy = slot.begin("freeze").await?;
         let link = slot.link().ok_or_else(not_running)?;
         if lease_seconds.is_none() && holders(&link).await?.iter().any(|h| h == PAUSE) {
-            return Err(Error::precondition("ALREADY_FROZEN", "The container is already frozen"));
+            return Err(Error::precondition(
+                "ALREADY_FROZEN",
+                "The container is already frozen",
+            ));
         }
-        let holder = if lease_seconds.is_some() { LEASE } else { PAUSE }.to_owned();
-        link.done(Request::Freeze { holder, lease_seconds })
-            .await
-            .map_err(|e| link_error(e, "Freezing the instance"))?;
+        let holder = if lease_seconds.is_some() {
+            LEASE
+        } else {
+            PAUSE
+        }
+        .to_owned();
+        link.done(Request::Freeze {
+            holder,
+            lease_seconds,
+        })
+        .await
+        .map_err(|e| link_error(e, "Freezing the instance"))?;
         slot.set_status(Status::Frozen);
         let record = slot.record();
         let told = lease_seconds.is_none();
@@ -44,7 +55,8 @@ impl App {
         if event.is_none() && request_id.is_empty() {
             return Ok(self.view(&slot));
         }
-        self.commit(&slot, None, request_id, event, |_| Ok(())).await
+        self.commit(&slot, None, request_id, event, |_| Ok(()))
+            .await
     }
 
     /// Ends a lease where there is one, else a user's pause.
@@ -59,7 +71,10 @@ impl App {
         let link = slot.link().ok_or_else(not_running)?;
         let frozen_by = holders(&link).await?;
         if frozen_by.is_empty() {
-            return Err(Error::precondition("NOT_FROZEN", "The container is already running"));
+            return Err(Error::precondition(
+                "NOT_FROZEN",
+                "The container is already running",
+            ));
         }
         let lease = frozen_by.iter().any(|h| h == LEASE);
         let holder = if lease { LEASE } else { PAUSE }.to_owned();
@@ -74,7 +89,8 @@ impl App {
         if event.is_none() && request_id.is_empty() {
             return Ok(self.view(&slot));
         }
-        self.commit(&slot, None, request_id, event, |_| Ok(())).await
+        self.commit(&slot, None, request_id, event, |_| Ok(()))
+            .await
     }
 
     /// For a stop: whoever holds it frozen loses.
@@ -89,9 +105,16 @@ impl App {
 }
 
 async fn holders(link: &Link) -> Result<Vec<String>, Error> {
-    let asked = link.call(Request::GetState { without_network: true }).await;
+    let asked = link
+        .call(Request::GetState {
+            without_network: true,
+        })
+        .await;
     match asked.map_err(|e| link_error(e, "Asking the instance's monitor"))? {
         (Reply::State(state), _) => Ok(state.frozen_by),
-        _ => Err(link_error(crate::runtime::link::unexpected(), "Asking the instance's monitor")),
+        _ => Err(link_error(
+            crate::runtime::link::unexpected(),
+            "Asking the instance's monitor",
+        )),
     }
 }

@@ -40,14 +40,18 @@ impl App {
         old: State<'_>,
         new: State<'_>,
     ) -> Result<Applied, Error> {
-        let Some(link) = slot.link() else { return Ok(Applied::default()) };
+        let Some(link) = slot.link() else {
+            return Ok(Applied::default());
+        };
         let change = live_change(old, new)?;
         let changed = !change.is_empty() || !changed_keys(old.1, new.1).is_empty();
         if !changed && old.0.ephemeral == new.0.ephemeral {
             return Ok(Applied::default());
         }
         let mut applied = Applied::default();
-        let done = self.apply_steps(slot, &link, &change, old, new, &mut applied).await;
+        let done = self
+            .apply_steps(slot, &link, &change, old, new, &mut applied)
+            .await;
         if let Err(error) = done {
             if let Err(undo) = self.revert_live(slot, applied, old).await {
                 tracing::warn!(instance = %old.0.resource(), %undo, "a failed change was not undone whole");
@@ -68,7 +72,9 @@ impl App {
     ) -> Result<(), Error> {
         for (request, undo) in steps(change, old, new)? {
             let doing = doing(&request);
-            link.done(request).await.map_err(|e| link_error(e, &doing))?;
+            link.done(request)
+                .await
+                .map_err(|e| link_error(e, &doing))?;
             applied.undo.push(undo);
         }
         if change.limits {
@@ -80,9 +86,11 @@ impl App {
         }
         applied.spec = true;
         let spec = self.running_spec(slot, new).await?;
-        link.done(Request::ReplaceSpec { spec: Box::new(spec) })
-            .await
-            .map_err(|e| link_error(e, "Changing the configuration of the next run"))
+        link.done(Request::ReplaceSpec {
+            spec: Box::new(spec),
+        })
+        .await
+        .map_err(|e| link_error(e, "Changing the configuration of the next run"))
     }
 
     /// Back to `old`; the first failure is reported, the rest is tried nevertheless.
@@ -92,7 +100,9 @@ impl App {
         applied: Applied,
         old: State<'_>,
     ) -> Result<(), Error> {
-        let Some(link) = slot.link() else { return Ok(()) };
+        let Some(link) = slot.link() else {
+            return Ok(());
+        };
         let mut first = Ok(());
         for request in applied.undo.into_iter().rev() {
             let doing = doing(&request);
@@ -121,7 +131,10 @@ impl App {
         let wanted = limits::cpu(expanded);
         let placed = lock(&self.cpus).place(uid, wanted.as_ref());
         let cpus = placed.map_err(|why| {
-            Error::invalid("config.limits.cpu", format!("Invalid config option \"limits.cpu\": {why}"))
+            Error::invalid(
+                "config.limits.cpu",
+                format!("Invalid config option \"limits.cpu\": {why}"),
+            )
         })?;
         Ok(limits::limits(expanded, cpus.as_deref(), self.host_size()))
     }
@@ -138,7 +151,9 @@ impl App {
         let moves = lock(&self.cpus).rebalance(8);
         for (uid, cpus) in moves {
             let slots = self.slots("-");
-            let Some(slot) = slots.iter().find(|s| s.uid == uid) else { continue };
+            let Some(slot) = slots.iter().find(|s| s.uid == uid) else {
+                continue;
+            };
             let Some(link) = slot.link() else { continue };
             let expanded = self.expand(&slot.record());
             let limits = limits::limits(&expanded, Some(&cpus), self.host_size());
@@ -154,7 +169,9 @@ fn doing(request: &Request) -> String {
         Request::AddNic { nic } => format!("Adding device {:?}", nic.name),
         Request::AddMount { mount } => format!("Adding device {:?}", mount.name),
         Request::AddDevice { device } => format!("Adding device {:?}", device.name),
-        Request::RemoveNic { name } | Request::RemoveMount { name } | Request::RemoveDevice { name } => {
+        Request::RemoveNic { name }
+        | Request::RemoveMount { name }
+        | Request::RemoveDevice { name } => {
             format!("Removing device {name:?}")
         }
         _ => "Changing the guest".to_owned(),
@@ -162,32 +179,54 @@ fn doing(request: &Request) -> String {
 }
 
 /// Requests in order, each with what undoes it.
-fn steps(change: &LiveChange, old: State<'_>, new: State<'_>) -> Result<Vec<(Request, Request)>, Error> {
+fn steps(
+    change: &LiveChange,
+    old: State<'_>,
+    new: State<'_>,
+) -> Result<Vec<(Request, Request)>, Error> {
     let mut steps = Vec::new();
     for name in &change.remove_mounts {
         let mount = spec::mount(old.0, name, &old.1.devices[name])?;
-        steps.push((Request::RemoveMount { name: name.clone() }, Request::AddMount { mount }));
+        steps.push((
+            Request::RemoveMount { name: name.clone() },
+            Request::AddMount { mount },
+        ));
     }
     for name in &change.remove_nics {
         let nic = spec::nic(old.0, name)?;
-        steps.push((Request::RemoveNic { name: name.clone() }, Request::AddNic { nic }));
+        steps.push((
+            Request::RemoveNic { name: name.clone() },
+            Request::AddNic { nic },
+        ));
     }
     for name in &change.remove_nodes {
         if let Some(device) = spec::device_node(name, &old.1.devices[name], &device_node)? {
-            steps.push((Request::RemoveDevice { name: name.clone() }, Request::AddDevice { device }));
+            steps.push((
+                Request::RemoveDevice { name: name.clone() },
+                Request::AddDevice { device },
+            ));
         }
     }
     for name in &change.add_mounts {
         let mount = spec::mount(new.0, name, &new.1.devices[name])?;
-        steps.push((Request::AddMount { mount }, Request::RemoveMount { name: name.clone() }));
+        steps.push((
+            Request::AddMount { mount },
+            Request::RemoveMount { name: name.clone() },
+        ));
     }
     for name in &change.add_nics {
         let nic = spec::nic(new.0, name)?;
-        steps.push((Request::AddNic { nic }, Request::RemoveNic { name: name.clone() }));
+        steps.push((
+            Request::AddNic { nic },
+            Request::RemoveNic { name: name.clone() },
+        ));
     }
     for name in &change.add_nodes {
         if let Some(device) = spec::device_node(name, &new.1.devices[name], &device_node)? {
-            steps.push((Request::AddDevice { device }, Request::RemoveDevice { name: name.clone() }));
+            steps.push((
+                Request::AddDevice { device },
+                Request::RemoveDevice { name: name.clone() },
+            ));
         }
     }
     Ok(steps)

@@ -5,8 +5,8 @@ use std::fs::File;
 use berth_monitor::protocol::Request;
 use bytes::Bytes;
 
-use super::live::link_error;
 use super::App;
+use super::live::link_error;
 use crate::Error;
 use crate::host::logs;
 
@@ -46,7 +46,9 @@ impl App {
         let slot = self.slot(project, name)?;
         if let Some(link) = slot.link() {
             let asked = link.call(Request::GetConsoleLog).await;
-            return asked.map(|(_, log)| log).map_err(|e| link_error(e, "Reading the console log"));
+            return asked
+                .map(|(_, log)| log)
+                .map_err(|e| link_error(e, "Reading the console log"));
         }
         let dir = self.runtime.log_dir(&slot.uid);
         let read = tokio::task::spawn_blocking(move || read_tail(&dir)).await;

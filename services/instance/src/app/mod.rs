@@ -150,8 +150,10 @@ impl App {
             instances.insert(key, Arc::new(Slot::new(instance, its)));
         }
         let profiles = records.profiles().await?;
-        let profiles: ByName<Profile> =
-            profiles.into_iter().map(|p| ((p.project.clone(), p.name.clone()), p)).collect();
+        let profiles: ByName<Profile> = profiles
+            .into_iter()
+            .map(|p| ((p.project.clone(), p.name.clone()), p))
+            .collect();
         let cpus = CpuBalance::new(&facts.cpus);
         Ok(Arc::new(App {
             settings,
@@ -172,15 +174,26 @@ impl App {
 
     /// The instance of that name.
     pub fn slot(&self, project: &str, name: &str) -> Result<Arc<Slot>, Error> {
-        let instances = self.instances.read().unwrap_or_else(PoisonError::into_inner);
+        let instances = self
+            .instances
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let key = (project.to_owned(), name.to_owned());
-        instances.get(&key).cloned().ok_or_else(|| Error::not_found("Instance", name))
+        instances
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| Error::not_found("Instance", name))
     }
 
     /// All instances of a project (`-`: of all), in the order of project and name.
     pub fn slots(&self, project: &str) -> Vec<Arc<Slot>> {
-        let instances = self.instances.read().unwrap_or_else(PoisonError::into_inner);
-        let wanted = instances.iter().filter(|((p, _), _)| project == "-" || p == project);
+        let instances = self
+            .instances
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let wanted = instances
+            .iter()
+            .filter(|((p, _), _)| project == "-" || p == project);
         wanted.map(|(_, slot)| slot.clone()).collect()
     }
 
@@ -188,22 +201,34 @@ impl App {
         let record = slot.record();
         let key = (record.project.clone(), record.name.clone());
         lock(&self.macs).extend(macs_of(&record).map(|m| (m, record.uid.clone())));
-        self.instances.write().unwrap_or_else(PoisonError::into_inner).insert(key, slot);
+        self.instances
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, slot);
     }
 
     fn remove_slot(&self, record: &Instance) {
         let key = (record.project.clone(), record.name.clone());
         lock(&self.macs).retain(|_, uid| *uid != record.uid);
-        self.instances.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.instances
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&key);
     }
 
     /// All stored profiles, as they are now.
     fn profiles_now(&self) -> Arc<ByName<Profile>> {
-        self.profiles.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.profiles
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn publish_profiles(&self, change: impl FnOnce(&mut ByName<Profile>)) {
-        let mut profiles = self.profiles.write().unwrap_or_else(PoisonError::into_inner);
+        let mut profiles = self
+            .profiles
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut profiles));
     }
 
@@ -227,7 +252,9 @@ impl App {
     }
 
     pub fn host_size(&self) -> HostSize {
-        HostSize { memory_bytes: self.facts.memory_bytes }
+        HostSize {
+            memory_bytes: self.facts.memory_bytes,
+        }
     }
 
     /// The one way to change a record: `change` edits a copy, the copy is committed with the event and the
@@ -252,7 +279,8 @@ impl App {
             run: run.unwrap_or_else(|| slot.run()),
             snapshots: slot.snapshots(),
         };
-        self.finish(&mut tx, event, request_id, (self.encode.instance)(&view)).await?;
+        self.finish(&mut tx, event, request_id, (self.encode.instance)(&view))
+            .await?;
         tx.commit().await?;
         self.published(slot, &before, record);
         Ok(view)
@@ -271,7 +299,11 @@ impl App {
         if request_id.is_empty() {
             return Ok(());
         }
-        tx.answer(Answer { request_id: request_id.to_owned(), bytes }).await
+        tx.answer(Answer {
+            request_id: request_id.to_owned(),
+            bytes,
+        })
+        .await
     }
 
     fn published(&self, slot: &Slot, before: &Instance, record: Instance) {
@@ -287,10 +319,13 @@ impl App {
 
 /// MACs that the service gave.
 fn macs_of(record: &Instance) -> impl Iterator<Item = String> + '_ {
-    record.config.iter().filter_map(|(key, mac)| match volatile_device(key) {
-        Some((_, "hwaddr")) => Some(mac.clone()),
-        _ => None,
-    })
+    record
+        .config
+        .iter()
+        .filter_map(|(key, mac)| match volatile_device(key) {
+            Some((_, "hwaddr")) => Some(mac.clone()),
+            _ => None,
+        })
 }
 
 /// An event of an instance.

@@ -92,7 +92,9 @@ impl App {
             .map(|n| self.new_mac(&uid, n))
             .collect::<Vec<_>>()
             .into_iter();
-        plan::fill_volatile(&mut record.config, &devices, || fresh.next().unwrap_or_default());
+        plan::fill_volatile(&mut record.config, &devices, || {
+            fresh.next().unwrap_or_default()
+        });
         let expanded = expand(used.iter().copied(), &record.config, &record.devices);
         let wanted = plan::wanted(&record.uid, &record.name, &record.config, &expanded);
         let old = match before {
@@ -101,7 +103,13 @@ impl App {
         };
         let difference = plan::difference(&old, &wanted)?;
         let etag = draft_etag(before.map(|(r, _)| r), &record, &used);
-        Ok(Draft { record, expanded, wanted, difference, etag })
+        Ok(Draft {
+            record,
+            expanded,
+            wanted,
+            difference,
+            etag,
+        })
     }
 
     /// An address made from the instance and the device, so that a plan and its commit agree; the next one
@@ -116,7 +124,10 @@ impl App {
             hash.update(device.as_bytes());
             hash.update(salt.to_le_bytes());
             let digest = hash.finalize();
-            let mac = format!("00:16:3e:{:02x}:{:02x}:{:02x}", digest[0], digest[1], digest[2]);
+            let mac = format!(
+                "00:16:3e:{:02x}:{:02x}:{:02x}",
+                digest[0], digest[1], digest[2]
+            );
             if macs.get(&mac).is_none_or(|owner| owner == uid) || salt > 1000 {
                 return mac;
             }
@@ -126,20 +137,34 @@ impl App {
 
     /// The draft in a plan's shape.
     pub(super) fn plan(&self, draft: Draft, before: Option<&Instance>, run: Run) -> Plan {
-        let Draft { record, expanded, wanted, difference, etag } = draft;
+        let Draft {
+            record,
+            expanded,
+            wanted,
+            difference,
+            etag,
+        } = draft;
         let volume = |device: &String| {
             let volume = wanted.volumes.get(device)?.clone();
-            Some(NeededVolume { device: device.clone(), volume })
+            Some(NeededVolume {
+                device: device.clone(),
+                volume,
+            })
         };
         let port = |device: &String| {
             let port = wanted.ports.get(device)?.clone();
-            Some(NeededPort { device: device.clone(), port })
+            Some(NeededPort {
+                device: device.clone(),
+                port,
+            })
         };
         let old_root = before.and_then(root_attachment);
         let attachment = |device: &String| before?.attachments.get(device).cloned();
         let surplus_volumes = difference.surplus_volumes.iter().filter_map(|device| {
             let attachment = attachment(device)?;
-            let root = old_root.as_ref().is_some_and(|r| r.volume_uid == attachment.volume_uid);
+            let root = old_root
+                .as_ref()
+                .is_some_and(|r| r.volume_uid == attachment.volume_uid);
             Some((device.clone(), attachment, root))
         });
         let volume_changes = difference.changed_volumes.iter().filter_map(|device| {
@@ -147,7 +172,9 @@ impl App {
             let attachment = attachment(device).or_else(|| old_root.clone())?;
             // An unset size is said as one, or the volume would keep its quota.
             let mut config = config;
-            config.entry("size".to_owned()).or_insert_with(|| "0".to_owned());
+            config
+                .entry("size".to_owned())
+                .or_insert_with(|| "0".to_owned());
             Some((device.clone(), attachment.volume, config))
         });
         let surplus_ports = difference
@@ -156,7 +183,11 @@ impl App {
             .filter_map(|device| Some((device.clone(), before?.ports.get(device)?.clone())));
         Plan {
             etag,
-            needed_volumes: difference.needed_volumes.iter().filter_map(volume).collect(),
+            needed_volumes: difference
+                .needed_volumes
+                .iter()
+                .filter_map(volume)
+                .collect(),
             needed_ports: difference.needed_ports.iter().filter_map(port).collect(),
             changed_ports: difference.changed_ports.iter().filter_map(port).collect(),
             surplus_volumes: surplus_volumes.collect(),
@@ -189,7 +220,10 @@ pub(super) fn used_profiles<'a>(
     let mut used = Vec::new();
     for (at, name) in record.profiles.iter().enumerate() {
         if record.profiles[..at].contains(name) {
-            return Err(Error::invalid("profiles", "Duplicate profile found in request"));
+            return Err(Error::invalid(
+                "profiles",
+                "Duplicate profile found in request",
+            ));
         }
         match profiles.get(&(record.project.clone(), name.clone())) {
             Some(profile) => used.push(profile),
@@ -228,7 +262,10 @@ pub(super) fn check_etag(given: &str, now: &str) -> Result<(), Error> {
     if given.is_empty() || given == now {
         return Ok(());
     }
-    Err(Error::aborted("PLAN_STALE", "What the plan depends on was changed meanwhile"))
+    Err(Error::aborted(
+        "PLAN_STALE",
+        "What the plan depends on was changed meanwhile",
+    ))
 }
 
 /// The values a record keeps: those it had for devices that still are, and the new ones. Whatever a device
@@ -243,13 +280,21 @@ pub(super) fn merge_values(
     for (name, wanted) in &draft.wanted.volumes {
         let kept = before
             .filter(|_| !draft.difference.needed_volumes.contains(name))
-            .and_then(|r| r.attachments.get(name).cloned().or_else(|| {
-                root.clone().filter(|_| wanted.root)
-            }));
-        let attachment = given.attachments.get(name).cloned().or(kept).ok_or_else(|| {
-            let why = format!("The device {name:?} needs an attachment");
-            Error::invalid(format!("attachments.{name}"), why)
-        })?;
+            .and_then(|r| {
+                r.attachments
+                    .get(name)
+                    .cloned()
+                    .or_else(|| root.clone().filter(|_| wanted.root))
+            });
+        let attachment = given
+            .attachments
+            .get(name)
+            .cloned()
+            .or(kept)
+            .ok_or_else(|| {
+                let why = format!("The device {name:?} needs an attachment");
+                Error::invalid(format!("attachments.{name}"), why)
+            })?;
         values.attachments.insert(name.clone(), attachment);
     }
     for name in draft.wanted.ports.keys() {
@@ -257,16 +302,26 @@ pub(super) fn merge_values(
             .filter(|_| !draft.difference.needed_ports.contains(name))
             .and_then(|r| r.ports.get(name).cloned());
         let port = given.ports.get(name).cloned().or(kept).ok_or_else(|| {
-            Error::invalid(format!("ports.{name}"), format!("The device {name:?} needs a port"))
+            Error::invalid(
+                format!("ports.{name}"),
+                format!("The device {name:?} needs a port"),
+            )
         })?;
         values.ports.insert(name.clone(), port);
     }
-    let unknown = given.attachments.keys().find(|n| !draft.wanted.volumes.contains_key(*n));
+    let unknown = given
+        .attachments
+        .keys()
+        .find(|n| !draft.wanted.volumes.contains_key(*n));
     if let Some(name) = unknown {
         let why = format!("There is no disk device {name:?} of a storage pool");
         return Err(Error::invalid(format!("attachments.{name}"), why));
     }
-    if let Some(name) = given.ports.keys().find(|n| !draft.wanted.ports.contains_key(*n)) {
+    if let Some(name) = given
+        .ports
+        .keys()
+        .find(|n| !draft.wanted.ports.contains_key(*n))
+    {
         let why = format!("There is no nic device {name:?}");
         return Err(Error::invalid(format!("ports.{name}"), why));
     }

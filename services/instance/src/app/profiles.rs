@@ -52,7 +52,10 @@ fn validate(profile: &Profile) -> Result<(), Error> {
 impl App {
     /// A stored profile, or the default one that every project has.
     pub fn profile(&self, project: &str, name: &str) -> Result<Profile, Error> {
-        let stored = self.profiles_now().get(&(project.to_owned(), name.to_owned())).cloned();
+        let stored = self
+            .profiles_now()
+            .get(&(project.to_owned(), name.to_owned()))
+            .cloned();
         match stored {
             Some(profile) => Ok(profile),
             None if name == DEFAULT_PROFILE => Ok(default_profile(project)),
@@ -68,7 +71,8 @@ impl App {
             .filter(|((p, _), _)| p == project)
             .map(|((_, n), profile)| (n.clone(), profile.clone()))
             .collect();
-        all.entry(DEFAULT_PROFILE.to_owned()).or_insert_with(|| default_profile(project));
+        all.entry(DEFAULT_PROFILE.to_owned())
+            .or_insert_with(|| default_profile(project));
         all.into_values().collect()
     }
 
@@ -78,13 +82,20 @@ impl App {
         for slot in self.slots(project) {
             let record = slot.record();
             for profile in &record.profiles {
-                users.entry(profile.clone()).or_default().push(record.resource());
+                users
+                    .entry(profile.clone())
+                    .or_default()
+                    .push(record.resource());
             }
         }
         users
     }
 
-    pub async fn create_profile(&self, mut profile: Profile, request_id: &str) -> Result<Profile, Error> {
+    pub async fn create_profile(
+        &self,
+        mut profile: Profile,
+        request_id: &str,
+    ) -> Result<Profile, Error> {
         name::profile(&profile.name)?;
         profile.config.retain(|_, value| !value.is_empty());
         validate(&profile)?;
@@ -93,15 +104,27 @@ impl App {
             return Err(Error::already_exists("Profile", &profile.name));
         }
         profile.uid = uuid::Uuid::now_v7().to_string();
-        self.put_profile(&profile, "profile-created", request_id).await?;
+        self.put_profile(&profile, "profile-created", request_id)
+            .await?;
         Ok(profile)
     }
 
-    async fn put_profile(&self, profile: &Profile, action: &str, request_id: &str) -> Result<(), Error> {
+    async fn put_profile(
+        &self,
+        profile: &Profile,
+        action: &str,
+        request_id: &str,
+    ) -> Result<(), Error> {
         let mut tx = self.records.begin().await?;
         tx.put_profile(profile).await?;
         let bytes = (self.encode.profile)(profile, &[]);
-        self.finish(&mut tx, Some(profile_event(action, profile)), request_id, bytes).await?;
+        self.finish(
+            &mut tx,
+            Some(profile_event(action, profile)),
+            request_id,
+            bytes,
+        )
+        .await?;
         tx.commit().await?;
         let key = (profile.project.clone(), profile.name.clone());
         self.publish_profiles(|all| drop(all.insert(key, profile.clone())));
@@ -109,11 +132,16 @@ impl App {
     }
 
     /// One plan for each instance that has the profile.
-    pub fn plan_update_profile(&self, update: &ProfileUpdate) -> Result<(String, Vec<Plan>), Error> {
+    pub fn plan_update_profile(
+        &self,
+        update: &ProfileUpdate,
+    ) -> Result<(String, Vec<Plan>), Error> {
         let (old, new) = self.updated_profile(update)?;
         let users = self.drafts(&new)?;
         let etag = profile_etag(&old, &users);
-        let plans = users.into_iter().map(|u| self.plan(u.draft, Some(&u.before), u.slot.run()));
+        let plans = users
+            .into_iter()
+            .map(|u| self.plan(u.draft, Some(&u.before), u.slot.run()));
         Ok((etag, plans.collect()))
     }
 
@@ -128,8 +156,12 @@ impl App {
         }
         let config = update.config.clone().into_iter().collect();
         let devices = update.devices.clone().into_iter().collect();
-        new.config = update.mask.merge_map("config", &old.config, &config, String::is_empty);
-        new.devices = update.mask.merge_map("devices", &old.devices, &devices, |d| d.is_empty());
+        new.config = update
+            .mask
+            .merge_map("config", &old.config, &config, String::is_empty);
+        new.devices = update
+            .mask
+            .merge_map("devices", &old.devices, &devices, |d| d.is_empty());
         validate(&new)?;
         Ok((old, new))
     }
@@ -149,7 +181,11 @@ impl App {
             let draft = self
                 .draft((*before).clone(), Some((&before, &old)), &profiles)
                 .map_err(|e| e.context(format!("Instance {:?}", before.name)))?;
-            users.push(User { slot, before, draft });
+            users.push(User {
+                slot,
+                before,
+                draft,
+            });
         }
         Ok(users)
     }
@@ -207,12 +243,18 @@ impl App {
             tx.update_instance(&record).await?;
             records.push((now, record));
         }
-        let users = records.iter().map(|(_, r)| r.resource()).collect::<Vec<_>>();
+        let users = records
+            .iter()
+            .map(|(_, r)| r.resource())
+            .collect::<Vec<_>>();
         let bytes = (self.encode.profile)(new, &users);
         let told = profile_event("profile-updated", new);
         self.finish(&mut tx, Some(told), request_id, bytes).await?;
         tx.commit().await?;
-        let olds: Vec<_> = changes.iter().map(|(u, _)| self.expand(&u.slot.record())).collect();
+        let olds: Vec<_> = changes
+            .iter()
+            .map(|(u, _)| self.expand(&u.slot.record()))
+            .collect();
         let key = (new.project.clone(), new.name.clone());
         self.publish_profiles(|all| drop(all.insert(key, new.clone())));
         for ((user, _), (now, record)) in changes.iter().zip(&records) {
@@ -222,16 +264,24 @@ impl App {
         let mut failed = Vec::new();
         for (((user, _), (now, record)), old) in changes.iter().zip(&records).zip(&olds) {
             let expanded = &user.draft.expanded;
-            let done = self.apply_live(&user.slot, (now, old), (record, expanded)).await;
+            let done = self
+                .apply_live(&user.slot, (now, old), (record, expanded))
+                .await;
             if let Err(error) = done {
-                failed.push(format!(" - Project: {}, Instance: {}: {error}", record.project, record.name));
+                failed.push(format!(
+                    " - Project: {}, Instance: {}: {error}",
+                    record.project, record.name
+                ));
             }
         }
         if failed.is_empty() {
             return Ok(());
         }
         let head = "The following instances failed to update (profile change still saved):";
-        Err(Error::precondition("INSTANCES_FAILED", format!("{head}\n{}", failed.join("\n"))))
+        Err(Error::precondition(
+            "INSTANCES_FAILED",
+            format!("{head}\n{}", failed.join("\n")),
+        ))
     }
 
     /// The instances that have it name it anew in the same commit.
@@ -252,7 +302,10 @@ impl App {
         if self.profile(project, new).is_ok() {
             return Err(Error::already_exists("Profile", new));
         }
-        let profile = Profile { name: new.to_owned(), ..before };
+        let profile = Profile {
+            name: new.to_owned(),
+            ..before
+        };
         let slots: Vec<Arc<Slot>> = self
             .slots(project)
             .into_iter()
@@ -274,9 +327,13 @@ impl App {
             tx.update_instance(&record).await?;
             records.push((now, record));
         }
-        let users = records.iter().map(|(_, r)| r.resource()).collect::<Vec<_>>();
+        let users = records
+            .iter()
+            .map(|(_, r)| r.resource())
+            .collect::<Vec<_>>();
         let mut told = profile_event("profile-renamed", &profile);
-        told.attributes.insert("old_name".to_owned(), old.to_owned());
+        told.attributes
+            .insert("old_name".to_owned(), old.to_owned());
         let bytes = (self.encode.profile)(&profile, &users);
         self.finish(&mut tx, Some(told), request_id, bytes).await?;
         tx.commit().await?;
@@ -290,7 +347,12 @@ impl App {
         Ok(profile)
     }
 
-    pub async fn delete_profile(&self, project: &str, name: &str, request_id: &str) -> Result<(), Error> {
+    pub async fn delete_profile(
+        &self,
+        project: &str,
+        name: &str,
+        request_id: &str,
+    ) -> Result<(), Error> {
         if name == DEFAULT_PROFILE {
             let why = "The default profile cannot be deleted";
             return Err(Error::precondition("DEFAULT_PROFILE", why));
@@ -306,7 +368,8 @@ impl App {
         let mut tx = self.records.begin().await?;
         tx.delete_profile(&profile.uid).await?;
         let told = profile_event("profile-deleted", &profile);
-        self.finish(&mut tx, Some(told), request_id, (self.encode.empty)()).await?;
+        self.finish(&mut tx, Some(told), request_id, (self.encode.empty)())
+            .await?;
         tx.commit().await?;
         self.publish_profiles(|all| drop(all.remove(&(project.to_owned(), name.to_owned()))));
         Ok(())

@@ -33,7 +33,9 @@ pub async fn purge(runtime: &dyn Runtime) -> std::io::Result<Vec<String>> {
 
 async fn kill(runtime: &dyn Runtime, uid: &str) -> Result<(), Box<dyn std::error::Error>> {
     let (link, mut events, _hello) = Link::greet(runtime.connect(uid).await?).await?;
-    let asked = link.call_within(PATIENCE, Request::Stop { how: StopHow::Kill }).await;
+    let asked = link
+        .call_within(PATIENCE, Request::Stop { how: StopHow::Kill })
+        .await;
     // Gone before it answered is gone as well.
     if let Err(error) = asked {
         tracing::debug!(uid, %error, "stopping");

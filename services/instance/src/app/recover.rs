@@ -27,7 +27,10 @@ impl App {
         while let Some(done) = tasks.join_next().await {
             adopted += usize::from(done.unwrap_or(false));
         }
-        for uid in known.iter().filter(|uid| !slots.iter().any(|s| s.uid == **uid)) {
+        for uid in known
+            .iter()
+            .filter(|uid| !slots.iter().any(|s| s.uid == **uid))
+        {
             self.remove_stray(uid).await;
         }
         Ok(adopted)
@@ -60,7 +63,11 @@ impl App {
                 tracing::error!(uid = slot.uid, %error, "a monitor is there and does not answer");
                 let message = "The instance's monitor does not answer".to_owned();
                 let run = slot.run();
-                slot.set_run(Run { status: Status::Error, message, ..run });
+                slot.set_run(Run {
+                    status: Status::Error,
+                    message,
+                    ..run
+                });
                 false
             }
         }
@@ -124,7 +131,10 @@ impl App {
     /// in a database that was put back; a dead one's leftovers are removed.
     async fn remove_stray(&self, uid: &str) {
         if self.runtime.connect(uid).await.is_ok() {
-            tracing::warn!(uid, "a guest runs that this database does not know; it is left alone");
+            tracing::warn!(
+                uid,
+                "a guest runs that this database does not know; it is left alone"
+            );
             return;
         }
         if let Err(error) = self.runtime.clean(uid, true).await {

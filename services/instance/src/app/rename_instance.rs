@@ -28,16 +28,22 @@ impl App {
             return Err(Error::already_exists("Instance", new));
         }
         let before = slot.record();
-        for device in values.attachments.keys().filter(|d| !before.attachments.contains_key(*d)) {
+        let unknown = values
+            .attachments
+            .keys()
+            .find(|d| !before.attachments.contains_key(*d));
+        if let Some(device) = unknown {
             let why = format!("The device {device:?} has no attachment");
             return Err(Error::invalid(format!("attachments.{device}"), why));
         }
-        for device in values.ports.keys().filter(|d| !before.ports.contains_key(*d)) {
-            return Err(Error::invalid(format!("ports.{device}"), format!("The device {device:?} has no port")));
+        if let Some(device) = values.ports.keys().find(|d| !before.ports.contains_key(*d)) {
+            let why = format!("The device {device:?} has no port");
+            return Err(Error::invalid(format!("ports.{device}"), why));
         }
         let mut told = event("instance-renamed", &before, before.generation);
         told.resource = crate::model::record::resource(project, new);
-        told.attributes.insert("old_name".to_owned(), old.to_owned());
+        told.attributes
+            .insert("old_name".to_owned(), old.to_owned());
         let view = self
             .commit(&slot, None, request_id, Some(told), |record| {
                 record.name = new.to_owned();

@@ -33,7 +33,13 @@ pub struct Run {
 
 impl Run {
     pub fn stopped(generation: i64) -> Run {
-        Run { status: Status::Stopped, generation, base: generation, pid: 0, message: String::new() }
+        Run {
+            status: Status::Stopped,
+            generation,
+            base: generation,
+            pid: 0,
+            message: String::new(),
+        }
     }
 }
 
@@ -107,7 +113,10 @@ impl Slot {
     }
 
     pub fn record(&self) -> Arc<Instance> {
-        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.record
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn publish(&self, record: Instance) -> Arc<Instance> {
@@ -117,11 +126,17 @@ impl Slot {
     }
 
     pub fn snapshots(&self) -> Arc<Vec<Snapshot>> {
-        self.snapshots.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.snapshots
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn publish_snapshots(&self, snapshots: Vec<Snapshot>) {
-        *self.snapshots.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshots);
+        *self
+            .snapshots
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshots);
     }
 
     pub fn run(&self) -> Run {
@@ -142,7 +157,10 @@ impl Slot {
 
     /// The connection to the guest's monitor, while it runs.
     pub fn link(&self) -> Option<Link> {
-        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.link
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn set_link(&self, link: Option<Link>) {
@@ -151,15 +169,23 @@ impl Slot {
 
     /// Waits until no other operation runs, not for ever.
     pub(super) async fn begin(&self, operation: &'static str) -> Result<Busy<'_>, Error> {
-        let guard = tokio::time::timeout(BUSY_PATIENCE, self.busy.lock()).await.map_err(|_| {
-            let other = *lock(&self.operation);
-            Error::precondition("BUSY", format!("Instance is busy running a {other:?} operation"))
-        })?;
+        let guard = tokio::time::timeout(BUSY_PATIENCE, self.busy.lock())
+            .await
+            .map_err(|_| {
+                let other = *lock(&self.operation);
+                Error::precondition(
+                    "BUSY",
+                    format!("Instance is busy running a {other:?} operation"),
+                )
+            })?;
         if *lock(&self.deleted) {
             return Err(Error::not_found("Instance", &self.record().name));
         }
         *lock(&self.operation) = operation;
-        Ok(Busy { _guard: guard, slot: self })
+        Ok(Busy {
+            _guard: guard,
+            slot: self,
+        })
     }
 
     /// What runs now, empty when nothing does.
@@ -198,7 +224,10 @@ impl Slot {
     }
 
     pub(super) fn failed_exec(&self, id: &str) -> Option<i32> {
-        lock(&self.failed_execs).iter().find(|(other, _)| other == id).map(|(_, code)| *code)
+        lock(&self.failed_execs)
+            .iter()
+            .find(|(other, _)| other == id)
+            .map(|(_, code)| *code)
     }
 
     pub(super) fn forget_failed_exec(&self, id: &str) {

@@ -24,7 +24,9 @@ pub struct NewSnapshot {
 fn find(slot: &Slot, name: &str) -> Result<Snapshot, Error> {
     let snapshots = slot.snapshots();
     let found = snapshots.iter().find(|s| s.name == name);
-    found.cloned().ok_or_else(|| Error::not_found("Instance snapshot", name))
+    found
+        .cloned()
+        .ok_or_else(|| Error::not_found("Instance snapshot", name))
 }
 
 fn snapshot_event(action: &str, view: &View, snapshot: &str) -> Event {
@@ -83,7 +85,12 @@ impl App {
         Ok((view, snapshot))
     }
 
-    pub fn snapshot(&self, project: &str, instance: &str, name: &str) -> Result<(View, Snapshot), Error> {
+    pub fn snapshot(
+        &self,
+        project: &str,
+        instance: &str,
+        name: &str,
+    ) -> Result<(View, Snapshot), Error> {
         let slot = self.slot(project, instance)?;
         let snapshot = find(&slot, name)?;
         Ok((self.view(&slot), snapshot))
@@ -106,7 +113,8 @@ impl App {
         tx.update_snapshot(&snapshot).await?;
         let mut told = snapshot_event(action, &view, &snapshot.name);
         if snapshot.name != name {
-            told.attributes.insert("old_name".to_owned(), name.to_owned());
+            told.attributes
+                .insert("old_name".to_owned(), name.to_owned());
         }
         let bytes = (self.encode.snapshot)(&view, &snapshot);
         self.finish(&mut tx, Some(told), request_id, bytes).await?;
@@ -179,7 +187,8 @@ impl App {
         let mut tx = self.records.begin().await?;
         tx.delete_snapshot(&snapshot.uid).await?;
         let told = snapshot_event("instance-snapshot-deleted", &view, name);
-        self.finish(&mut tx, Some(told), request_id, (self.encode.empty)()).await?;
+        self.finish(&mut tx, Some(told), request_id, (self.encode.empty)())
+            .await?;
         tx.commit().await?;
         let mut all = (*view.snapshots).clone();
         all.retain(|s| s.uid != snapshot.uid);
@@ -220,10 +229,14 @@ impl App {
         if validate_only {
             return Ok(self.view(&slot));
         }
-        let values = super::Values { attachments, ports: BTreeMap::new() };
+        let values = super::Values {
+            attachments,
+            ports: BTreeMap::new(),
+        };
         let values = super::plan::merge_values(Some(&before), &draft, values)?;
         let mut told = event("instance-restored", &before, before.generation);
-        told.attributes.insert("snapshot".to_owned(), name.to_owned());
+        told.attributes
+            .insert("snapshot".to_owned(), name.to_owned());
         self.commit(&slot, None, request_id, Some(told), |now| {
             now.set_writable(draft.record.writable());
             now.attachments = values.attachments;

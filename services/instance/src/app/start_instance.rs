@@ -41,7 +41,10 @@ impl App {
         match slot.run().status {
             Status::Stopped | Status::Error => {}
             Status::Frozen => {
-                return Err(Error::precondition("FROZEN", "The instance is frozen: unfreeze it"));
+                return Err(Error::precondition(
+                    "FROZEN",
+                    "The instance is frozen: unfreeze it",
+                ));
             }
             _ if slot.claim() => {
                 // It was started, and the service died before it said so.
@@ -65,18 +68,28 @@ impl App {
         let before = slot.run();
         let generation = slot.record().generation + 1;
         slot.ask(None);
-        slot.set_run(Run { status: Status::Starting, ..Run::stopped(generation) });
+        slot.set_run(Run {
+            status: Status::Starting,
+            ..Run::stopped(generation)
+        });
         let launched = match self.launch(slot, generation).await {
             Ok(launched) => launched,
             Err(error) => {
                 lock(&self.cpus).release(&slot.uid);
                 let message = error.message.clone();
-                slot.set_run(Run { message, ..Run::stopped(before.generation) });
+                slot.set_run(Run {
+                    message,
+                    ..Run::stopped(before.generation)
+                });
                 return Err(error);
             }
         };
         let pid = launched.started.init_pid;
-        let run = Run { status: Status::Running, pid, ..Run::stopped(generation) };
+        let run = Run {
+            status: Status::Running,
+            pid,
+            ..Run::stopped(generation)
+        };
         match self.commit_start(slot, &run, action, request_id).await {
             Ok(view) => {
                 slot.set_link(Some(launched.link));
@@ -86,7 +99,9 @@ impl App {
             }
             Err(error) => {
                 // Not committed is not started: a guest nobody knows of must not run.
-                let kill = Request::Stop { how: MonitorStop::Kill };
+                let kill = Request::Stop {
+                    how: MonitorStop::Kill,
+                };
                 if let Err(kill) = launched.link.call(kill).await {
                     tracing::warn!(uid = slot.uid, %kill, "an uncommitted guest was not killed");
                 }
@@ -105,16 +120,31 @@ impl App {
         let host = self.spec_host(&record, &expanded, limits).await?;
         let spec = spec::build(&record, &expanded, generation, host, &device_node)?;
         let triggers = [pending_trigger(&record), Some(Trigger::Start)];
-        self.render_templates(&record, &expanded, triggers.into_iter().flatten().collect()).await?;
+        self.render_templates(&record, &expanded, triggers.into_iter().flatten().collect())
+            .await?;
         failpoint::pass("instance.start.spawn").await?;
         let doing = format!("Failed to start instance {:?}", record.name);
-        let started = self.runtime.start(spec).await.map_err(|fault| describe(fault, &doing))?;
+        let started = self
+            .runtime
+            .start(spec)
+            .await
+            .map_err(|fault| describe(fault, &doing))?;
         failpoint::pass("instance.start.spawned").await?;
-        let stream = self.runtime.connect(&slot.uid).await.map_err(Error::internal)?;
+        let stream = self
+            .runtime
+            .connect(&slot.uid)
+            .await
+            .map_err(Error::internal)?;
         let (link, events, _greeting) = Link::open(stream);
         // Subscribed before anybody is told that it runs, so that no end is missed.
-        link.call(Request::Subscribe).await.map_err(|e| super::live::link_error(e, &doing))?;
-        Ok(Launched { started, link, events })
+        link.call(Request::Subscribe)
+            .await
+            .map_err(|e| super::live::link_error(e, &doing))?;
+        Ok(Launched {
+            started,
+            link,
+            events,
+        })
     }
 
     async fn commit_start(
@@ -140,7 +170,11 @@ impl App {
         expanded: &Expanded,
         limits: Limits,
     ) -> Result<Host, Error> {
-        let dirs = self.runtime.directories(&record.uid).await.map_err(Error::internal)?;
+        let dirs = self
+            .runtime
+            .directories(&record.uid)
+            .await
+            .map_err(Error::internal)?;
         let defaults = expanded
             .get("security.syscalls.deny_default")
             .and_then(crate::model::value::boolean)
@@ -181,7 +215,9 @@ impl App {
         triggers: Vec<Trigger>,
     ) -> Result<(), Error> {
         let image = record.config.get("volatile.base_image").cloned();
-        let known = image.as_ref().and_then(|image| lock(&self.templates).get(image).cloned());
+        let known = image
+            .as_ref()
+            .and_then(|image| lock(&self.templates).get(image).cloned());
         let due = |when: &[String]| triggers.iter().any(|t| when.iter().any(|w| w == t.name()));
         if let Some(known) = &known
             && !known.values().any(|t| due(&t.when))
@@ -211,7 +247,10 @@ impl App {
 
 /// What the first start after a creation, copy or rename renders.
 fn pending_trigger(record: &Instance) -> Option<Trigger> {
-    record.config.get("volatile.apply_template").and_then(|text| Trigger::parse(text))
+    record
+        .config
+        .get("volatile.apply_template")
+        .and_then(|text| Trigger::parse(text))
 }
 
 /// What a started instance's record says.
@@ -222,15 +261,30 @@ pub(super) fn note_start(record: &mut Instance, generation: i64) {
     record.last_used_time = now();
     record.config.remove("volatile.apply_template");
     let privileged = crate::model::value::is_true(record.config.get("security.privileged"));
-    let map = if privileged { "[]".to_owned() } else { record.ids.volatile() };
-    record.config.insert("volatile.last_state.power".to_owned(), "RUNNING".to_owned());
-    record.config.insert("volatile.idmap.current".to_owned(), map.clone());
-    record.config.insert("volatile.last_state.idmap".to_owned(), map);
+    let map = if privileged {
+        "[]".to_owned()
+    } else {
+        record.ids.volatile()
+    };
+    record
+        .config
+        .insert("volatile.last_state.power".to_owned(), "RUNNING".to_owned());
+    record
+        .config
+        .insert("volatile.idmap.current".to_owned(), map.clone());
+    record
+        .config
+        .insert("volatile.last_state.idmap".to_owned(), map);
     let names: Vec<(String, String)> = record
         .ports
         .iter()
         .filter(|(_, port)| !port.host_name.is_empty())
-        .map(|(device, port)| (format!("volatile.{device}.host_name"), port.host_name.clone()))
+        .map(|(device, port)| {
+            (
+                format!("volatile.{device}.host_name"),
+                port.host_name.clone(),
+            )
+        })
         .collect();
     record.config.extend(names);
 }

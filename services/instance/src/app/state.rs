@@ -21,9 +21,14 @@ pub struct LiveState {
 impl App {
     /// State of one instance; a stopped one has an empty state.
     pub async fn state(&self, slot: &Slot) -> LiveState {
-        let mut live = LiveState { memory_total: self.facts.memory_bytes, ..LiveState::default() };
+        let mut live = LiveState {
+            memory_total: self.facts.memory_bytes,
+            ..LiveState::default()
+        };
         let Some(link) = slot.link() else { return live };
-        let asked = Request::GetState { without_network: false };
+        let asked = Request::GetState {
+            without_network: false,
+        };
         match link.call_within(self.settings.state_deadline, asked).await {
             Ok((Reply::State(state), _)) => {
                 if let Some(limit) = state.memory.limit {

@@ -39,10 +39,16 @@ impl App {
         request_id: &str,
     ) -> Result<View, Error> {
         let slot = self.slot(project, name)?;
-        let asked =
-            Asked { force: how.force, restart: false, request_id: request_id.to_owned() };
+        let asked = Asked {
+            force: how.force,
+            restart: false,
+            request_id: request_id.to_owned(),
+        };
         // A graceful stop that hangs is what a forced one is for: it goes past the queue.
-        if how.force && matches!(slot.operation(), "stop" | "restart") && slot.run().status.is_active() {
+        if how.force
+            && matches!(slot.operation(), "stop" | "restart")
+            && slot.run().status.is_active()
+        {
             return self.stop_now(&slot, how, asked).await;
         }
         let _busy = slot.begin("stop").await?;
@@ -65,7 +71,9 @@ impl App {
                 self.thaw_all(&link).await?;
             }
             let seconds = u64::try_from(how.timeout_seconds).unwrap_or(0);
-            MonitorStop::Graceful { timeout_ms: seconds * 1000 }
+            MonitorStop::Graceful {
+                timeout_ms: seconds * 1000,
+            }
         };
         match link.call(Request::Stop { how: request }).await {
             // The monitor ends after it: its end may come before its answer.
@@ -82,12 +90,17 @@ impl App {
         }
         let stopped = gone.wait_for(|run| {
             run.generation > before.generation
-                || matches!(run.status, Status::Stopped | Status::Starting | Status::Error)
+                || matches!(
+                    run.status,
+                    Status::Stopped | Status::Starting | Status::Error
+                )
         });
         match tokio::time::timeout(KILL_PATIENCE, stopped).await {
             Ok(Ok(_)) => Ok(self.view(slot)),
             Ok(Err(error)) => Err(Error::internal(error)),
-            Err(_) => Err(Error::unavailable("The guest was stopped, and its end is not known yet")),
+            Err(_) => Err(Error::unavailable(
+                "The guest was stopped, and its end is not known yet",
+            )),
         }
     }
 
@@ -102,11 +115,19 @@ impl App {
         let slot = self.slot(project, name)?;
         let _busy = slot.begin("restart").await?;
         if !slot.run().status.is_active() {
-            return Err(Error::precondition("NOT_RUNNING", "The instance isn't running"));
+            return Err(Error::precondition(
+                "NOT_RUNNING",
+                "The instance isn't running",
+            ));
         }
-        let asked = Asked { force: how.force, restart: true, request_id: String::new() };
+        let asked = Asked {
+            force: how.force,
+            restart: true,
+            request_id: String::new(),
+        };
         self.stop_now(&slot, how, asked).await?;
-        self.start_now(&slot, "instance-restarted", request_id).await
+        self.start_now(&slot, "instance-restarted", request_id)
+            .await
     }
 
     /// Removes what a run put into the record. The record's `running` says whether it should run again.
@@ -114,11 +135,15 @@ impl App {
         forget_run_keys(record);
         record.generation = record.generation.max(generation);
         record.running = keep_running;
-        record.config.insert("volatile.last_state.power".to_owned(), "STOPPED".to_owned());
+        record
+            .config
+            .insert("volatile.last_state.power".to_owned(), "STOPPED".to_owned());
     }
 }
 
 /// Keys that are true only during a run.
 pub(super) fn forget_run_keys(record: &mut Instance) {
-    record.config.retain(|key, _| !(key.starts_with("volatile.") && key.ends_with(".host_name")));
+    record
+        .config
+        .retain(|key, _| !(key.starts_with("volatile.") && key.ends_with(".host_name")));
 }

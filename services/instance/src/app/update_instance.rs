@@ -60,7 +60,9 @@ impl App {
         record.attachments = values.attachments;
         record.ports = values.ports;
         check_privilege(&slot, &old, &draft.expanded)?;
-        let applied = self.apply_live(&slot, (&before, &old), (&record, &draft.expanded)).await?;
+        let applied = self
+            .apply_live(&slot, (&before, &old), (&record, &draft.expanded))
+            .await?;
         let committed = self.commit_update(&slot, &before, record, request_id).await;
         if committed.is_err() {
             self.undo_live(&slot, applied, (&before, &old)).await;
@@ -101,12 +103,22 @@ fn updated(before: &Instance, update: &InstanceUpdate) -> Result<Instance, Error
     let new = &update.writable;
     let mask = &update.mask;
     if let Mask::Paths(paths) = mask {
-        let known = ["description", "architecture", "ephemeral", "profiles", "config", "devices"];
+        let known = [
+            "description",
+            "architecture",
+            "ephemeral",
+            "profiles",
+            "config",
+            "devices",
+        ];
         let unknown = |p: &&String| {
-            !known.iter().any(|k| p.as_str() == *k) && !p.starts_with("config.") && !p.starts_with("devices.")
+            !known.contains(&p.as_str()) && !p.starts_with("config.") && !p.starts_with("devices.")
         };
         if let Some(path) = paths.iter().find(unknown) {
-            return Err(Error::invalid("update_mask", format!("{path:?} cannot be written")));
+            return Err(Error::invalid(
+                "update_mask",
+                format!("{path:?} cannot be written"),
+            ));
         }
     }
     let mut record = before.clone();
@@ -135,10 +147,13 @@ fn updated(before: &Instance, update: &InstanceUpdate) -> Result<Instance, Error
 /// The ids on the disk of a volume that was shifted are those of before.
 fn check_privilege(slot: &Slot, old: &Expanded, new: &Expanded) -> Result<(), Error> {
     let shifted = slot.record().attachments.values().any(|a| {
-        a.mounts.iter().any(|m| m.ownership == crate::model::attachment::Ownership::Shifted)
+        a.mounts
+            .iter()
+            .any(|m| m.ownership == crate::model::attachment::Ownership::Shifted)
     });
     if shifted && old.privileged() != new.privileged() {
-        let why = "The key \"security.privileged\" cannot be changed: the volume's files are shifted";
+        let why =
+            "The key \"security.privileged\" cannot be changed: the volume's files are shifted";
         return Err(Error::invalid("config.security.privileged", why));
     }
     if old.get("security.idmap.size") != new.get("security.idmap.size") {

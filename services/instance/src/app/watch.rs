@@ -49,8 +49,12 @@ impl App {
             }
             Event::Rebooted { run, init_pid, .. } => self.rebooted(slot, run, init_pid).await,
             Event::Frozen => slot.set_status(Status::Frozen),
-            Event::Thawed if slot.run().status == Status::Frozen => slot.set_status(Status::Running),
-            Event::Refused { fault } => tracing::warn!(uid = slot.uid, %fault, "the monitor refused"),
+            Event::Thawed if slot.run().status == Status::Frozen => {
+                slot.set_status(Status::Running)
+            }
+            Event::Refused { fault } => {
+                tracing::warn!(uid = slot.uid, %fault, "the monitor refused")
+            }
             _ => {}
         }
     }
@@ -59,7 +63,12 @@ impl App {
     async fn rebooted(&self, slot: &Slot, number: u64, pid: i32) {
         let now = slot.run();
         let generation = now.base + i64::try_from(number).unwrap_or(1) - 1;
-        let run = Run { status: Status::Running, generation, pid, ..now };
+        let run = Run {
+            status: Status::Running,
+            generation,
+            pid,
+            ..now
+        };
         slot.set_run(run.clone());
         let event = event("instance-restarted", &slot.record(), generation);
         let committed = self
@@ -102,10 +111,13 @@ impl App {
             }
             Err(error) => return Err(Error::internal(error)),
         };
-        let (link, events, hello) =
-            Link::greet(stream).await.map_err(|e| Error::internal(e.to_string()))?;
+        let (link, events, hello) = Link::greet(stream)
+            .await
+            .map_err(|e| Error::internal(e.to_string()))?;
         if hello.uid != slot.uid {
-            return Err(Error::internal("the monitor at this instance's socket is another's"));
+            return Err(Error::internal(
+                "the monitor at this instance's socket is another's",
+            ));
         }
         match link.call(Request::Subscribe).await {
             Ok((Reply::State(state), _)) => Ok(Some((link, events, state))),
@@ -157,13 +169,19 @@ impl App {
         let asked = slot.asked();
         let now = slot.run();
         let generation = match ended {
-            Some(e) => now.base.max(i64::try_from(e.generation).unwrap_or_default())
-                + i64::try_from(e.run).unwrap_or(1)
-                - 1,
+            Some(e) => {
+                now.base
+                    .max(i64::try_from(e.generation).unwrap_or_default())
+                    + i64::try_from(e.run).unwrap_or(1)
+                    - 1
+            }
             None => now.generation,
         };
         let message = end_message(ended);
-        let run = Run { message, ..Run::stopped(generation) };
+        let run = Run {
+            message,
+            ..Run::stopped(generation)
+        };
         let restart = asked.as_ref().is_some_and(|a| a.restart);
         let record = slot.record();
         let action = match &asked {
@@ -173,13 +191,19 @@ impl App {
         let mut event = event(action, &record, generation);
         if let Some(ended) = ended {
             let reason = serde_json::to_value(ended.reason).ok();
-            let reason = reason.and_then(|r| r.as_str().map(str::to_owned)).unwrap_or_default();
+            let reason = reason
+                .and_then(|r| r.as_str().map(str::to_owned))
+                .unwrap_or_default();
             event.attributes.insert("reason".to_owned(), reason);
         } else {
-            event.attributes.insert("reason".to_owned(), "monitor_died".to_owned());
+            event
+                .attributes
+                .insert("reason".to_owned(), "monitor_died".to_owned());
         }
         if record.ephemeral && !restart {
-            event.attributes.insert("ephemeral".to_owned(), "true".to_owned());
+            event
+                .attributes
+                .insert("ephemeral".to_owned(), "true".to_owned());
         }
         let request_id = asked.map(|a| a.request_id).unwrap_or_default();
         let told = (!restart).then_some(event);
@@ -195,7 +219,9 @@ impl App {
 }
 
 fn end_message(ended: Option<&Ended>) -> String {
-    let Some(ended) = ended else { return "The instance's monitor died".to_owned() };
+    let Some(ended) = ended else {
+        return "The instance's monitor died".to_owned();
+    };
     match (ended.reason, &ended.fault) {
         (ExitReason::RestartFailed, Some(fault)) => format!("Restarting it failed: {fault}"),
         (ExitReason::RebootLoop, _) => "It rebooted too often and was not started again".to_owned(),

@@ -23,7 +23,10 @@ async fn take_input(
     while let Some(Ok(request)) = stream.next().await {
         let item = match request.message {
             Some(In::Data(data)) => ConsoleInput::Data(data),
-            Some(In::Resize(r)) => ConsoleInput::Resize { width: r.width, height: r.height },
+            Some(In::Resize(r)) => ConsoleInput::Resize {
+                width: r.width,
+                height: r.height,
+            },
             Some(In::Attach(_)) | None => continue,
         };
         if sender.send(item).await.is_err() {
@@ -44,16 +47,22 @@ impl ConsoleService for Api {
         let mut stream = request.into_inner();
         let first = stream.message().await?.and_then(|m| m.message);
         let Some(In::Attach(attach)) = first else {
-            return Err(Error::invalid("attach", "The first message of the stream is attach").into());
+            return Err(
+                Error::invalid("attach", "The first message of the stream is attach").into(),
+            );
         };
         let (project, instance) = instance_name("attach.name", &attach.name)?;
         let (sender, input) = mpsc::channel(16);
         let size = (attach.width, attach.height);
-        let session =
-            self.app.attach_console(&project, &instance, size, attach.force, input).await?;
+        let session = self
+            .app
+            .attach_console(&project, &instance, size, attach.force, input)
+            .await?;
         tokio::spawn(take_input(stream, sender));
-        let output = ReceiverStream::new(session.output)
-            .map(|item| item.map(|data| proto::StreamConsoleResponse { data }).map_err(Status::from));
+        let output = ReceiverStream::new(session.output).map(|item| {
+            item.map(|data| proto::StreamConsoleResponse { data })
+                .map_err(Status::from)
+        });
         Ok(Response::new(Box::pin(output)))
     }
 

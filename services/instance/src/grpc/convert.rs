@@ -10,12 +10,25 @@ use crate::model::attachment::{Attachment, Mount, Ownership, Port, PortKind, Sou
 use crate::model::record::Devices;
 
 pub fn devices(devices: HashMap<String, proto::Device>) -> Devices {
-    devices.into_iter().map(|(name, d)| (name, d.options.into_iter().collect())).collect()
+    devices
+        .into_iter()
+        .map(|(name, d)| (name, d.options.into_iter().collect()))
+        .collect()
 }
 
 pub fn devices_proto(devices: &Devices) -> HashMap<String, proto::Device> {
     let options = |d: &BTreeMap<String, String>| d.clone().into_iter().collect();
-    devices.iter().map(|(name, d)| (name.clone(), proto::Device { options: options(d) })).collect()
+    devices
+        .iter()
+        .map(|(name, d)| {
+            (
+                name.clone(),
+                proto::Device {
+                    options: options(d),
+                },
+            )
+        })
+        .collect()
 }
 
 pub fn values(
@@ -38,9 +51,15 @@ pub fn values(
 
 pub fn attachment(field: &str, a: types::Attachment) -> Result<Attachment, Error> {
     if a.block.is_some() {
-        return Err(Error::unimplemented(format!("{field}: block volumes are not supported yet")));
+        return Err(Error::unimplemented(format!(
+            "{field}: block volumes are not supported yet"
+        )));
     }
-    let mounts = a.mounts.into_iter().map(|m| mount(field, m)).collect::<Result<_, Error>>()?;
+    let mounts = a
+        .mounts
+        .into_iter()
+        .map(|m| mount(field, m))
+        .collect::<Result<_, Error>>()?;
     Ok(Attachment {
         volume: a.volume,
         volume_uid: a.volume_uid,
@@ -53,19 +72,33 @@ pub fn attachment(field: &str, a: types::Attachment) -> Result<Attachment, Error
 fn mount(field: &str, m: types::attachment::Mount) -> Result<Mount, Error> {
     use types::attachment::mount::Source as Wire;
     let source = match m.source {
-        Some(Wire::Device(d)) => Source::Device { path: d.path, diskseq: d.diskseq },
+        Some(Wire::Device(d)) => Source::Device {
+            path: d.path,
+            diskseq: d.diskseq,
+        },
         Some(Wire::HostPath(path)) => Source::HostPath(path),
         Some(Wire::Dataset(name)) => Source::Dataset(name),
-        Some(Wire::Remote(r)) => {
-            Source::Remote { url: r.url, options: r.options.into_iter().collect() }
+        Some(Wire::Remote(r)) => Source::Remote {
+            url: r.url,
+            options: r.options.into_iter().collect(),
+        },
+        None => {
+            return Err(Error::invalid(
+                field,
+                format!("{field}: a mount has no source"),
+            ));
         }
-        None => return Err(Error::invalid(field, format!("{field}: a mount has no source"))),
     };
     let ownership = match types::Ownership::try_from(m.ownership) {
         Ok(types::Ownership::Raw) => Ownership::Raw,
         Ok(types::Ownership::Shifted) => Ownership::Shifted,
         Ok(types::Ownership::Unmapped) => Ownership::Unmapped,
-        _ => return Err(Error::invalid(field, format!("{field}: a mount's ownership is not known"))),
+        _ => {
+            return Err(Error::invalid(
+                field,
+                format!("{field}: a mount's ownership is not known"),
+            ));
+        }
     };
     let attr = m.attr.unwrap_or_default();
     Ok(Mount {
@@ -98,9 +131,10 @@ pub fn attachment_proto(a: &Attachment) -> types::Attachment {
 fn mount_proto(m: &Mount) -> types::attachment::Mount {
     use types::attachment::mount::Source as Wire;
     let source = match &m.source {
-        Source::Device { path, diskseq } => {
-            Wire::Device(types::attachment::Device { path: path.clone(), diskseq: *diskseq })
-        }
+        Source::Device { path, diskseq } => Wire::Device(types::attachment::Device {
+            path: path.clone(),
+            diskseq: *diskseq,
+        }),
         Source::HostPath(path) => Wire::HostPath(path.clone()),
         Source::Dataset(name) => Wire::Dataset(name.clone()),
         Source::Remote { url, options } => Wire::Remote(types::attachment::Remote {
@@ -142,7 +176,12 @@ pub fn port(field: &str, p: types::Port) -> Result<Port, Error> {
         Ok(Kind::Physical) => PortKind::Physical,
         Ok(Kind::Vf) => PortKind::Vf,
         Ok(Kind::Tap) => PortKind::Tap,
-        _ => return Err(Error::invalid(field, format!("{field}: the port's kind is not known"))),
+        _ => {
+            return Err(Error::invalid(
+                field,
+                format!("{field}: the port's kind is not known"),
+            ));
+        }
     };
     let mtu = u32::try_from(p.mtu)
         .map_err(|_| Error::invalid(field, format!("{field}: the mtu is negative")))?;
@@ -205,11 +244,16 @@ mod tests {
         let wire = types::Attachment {
             volume: "projects/p/storagePools/s/containers/c".into(),
             mounts: vec![types::attachment::Mount {
-                source: Some(types::attachment::mount::Source::Device(types::attachment::Device {
-                    path: "/dev/loop0".into(),
-                    diskseq: 9,
-                })),
-                attr: Some(types::MountAttr { nodev: true, ..Default::default() }),
+                source: Some(types::attachment::mount::Source::Device(
+                    types::attachment::Device {
+                        path: "/dev/loop0".into(),
+                        diskseq: 9,
+                    },
+                )),
+                attr: Some(types::MountAttr {
+                    nodev: true,
+                    ..Default::default()
+                }),
                 ownership: types::Ownership::Raw.into(),
                 ..Default::default()
             }],
@@ -217,17 +261,30 @@ mod tests {
         };
         let there = attachment("a", wire.clone()).unwrap();
         assert_eq!(attachment_proto(&there), wire);
-        let wire = types::Port { kind: types::port::Kind::P2p.into(), mtu: 9000, ..Default::default() };
+        let wire = types::Port {
+            kind: types::port::Kind::P2p.into(),
+            mtu: 9000,
+            ..Default::default()
+        };
         assert_eq!(port_proto(&port("p", wire.clone()).unwrap()), wire);
     }
 
     #[test]
     fn half_values_are_refused() {
         let mount = types::attachment::Mount::default();
-        let wire = types::Attachment { mounts: vec![mount], ..Default::default() };
+        let wire = types::Attachment {
+            mounts: vec![mount],
+            ..Default::default()
+        };
         assert!(attachment("a", wire).is_err());
         assert!(port("p", types::Port::default()).is_err());
-        let block = types::Attachment { block: Some(Default::default()), ..Default::default() };
-        assert_eq!(attachment("a", block).unwrap_err().code, crate::Code::Unimplemented);
+        let block = types::Attachment {
+            block: Some(Default::default()),
+            ..Default::default()
+        };
+        assert_eq!(
+            attachment("a", block).unwrap_err().code,
+            crate::Code::Unimplemented
+        );
     }
 }

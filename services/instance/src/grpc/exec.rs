@@ -38,28 +38,55 @@ fn rendered(project: &str, instance: &str, exec: ExecStarted) -> proto::Exec {
 fn input(message: In) -> Result<ExecInput, Error> {
     Ok(match message {
         In::Attach(_) => {
-            return Err(Error::invalid("attach", "Only the first message of a stream is attach"));
+            return Err(Error::invalid(
+                "attach",
+                "Only the first message of a stream is attach",
+            ));
         }
-        In::Stdin(d) => ExecInput::Stdin { offset: d.offset, data: d.data, eof: d.eof },
-        In::Resize(r) => ExecInput::Resize { width: r.width, height: r.height },
+        In::Stdin(d) => ExecInput::Stdin {
+            offset: d.offset,
+            data: d.data,
+            eof: d.eof,
+        },
+        In::Resize(r) => ExecInput::Resize {
+            width: r.width,
+            height: r.height,
+        },
         In::Signal(signal) if (1..=64).contains(&signal) => ExecInput::Signal(signal),
         In::Signal(signal) => {
             return Err(Error::invalid("signal", format!("{signal} is no signal")));
         }
-        In::Ack(a) => ExecInput::Ack { stdout: a.stdout_offset, stderr: a.stderr_offset },
+        In::Ack(a) => ExecInput::Ack {
+            stdout: a.stdout_offset,
+            stderr: a.stderr_offset,
+        },
     })
 }
 
 fn output(item: ExecOutput) -> proto::StreamExecResponse {
     let message = match item {
         ExecOutput::StdinOffset(offset) => Out::StdinOffset(offset),
-        ExecOutput::Data { stderr, offset, data } => {
-            let piece = out::Output { offset, data, eof: false };
-            if stderr { Out::Stderr(piece) } else { Out::Stdout(piece) }
+        ExecOutput::Data {
+            stderr,
+            offset,
+            data,
+        } => {
+            let piece = out::Output {
+                offset,
+                data,
+                eof: false,
+            };
+            if stderr {
+                Out::Stderr(piece)
+            } else {
+                Out::Stdout(piece)
+            }
         }
         ExecOutput::Exit(exit_code) => Out::Exit(out::Exit { exit_code }),
     };
-    proto::StreamExecResponse { message: Some(message) }
+    proto::StreamExecResponse {
+        message: Some(message),
+    }
 }
 
 /// Takes the client's messages until it leaves or says something wrong, which ends the stream.
@@ -69,7 +96,9 @@ async fn take_input(
     output_sender: mpsc::WeakSender<Result<ExecOutput, Error>>,
 ) {
     while let Some(Ok(request)) = stream.next().await {
-        let Some(message) = request.message else { continue };
+        let Some(message) = request.message else {
+            continue;
+        };
         match input(message) {
             Ok(item) => {
                 if input_sender.send(item).await.is_err() {
@@ -119,7 +148,9 @@ impl ExecService for Api {
         let mut stream = request.into_inner();
         let first = stream.message().await?.and_then(|m| m.message);
         let Some(In::Attach(attach)) = first else {
-            return Err(Error::invalid("attach", "The first message of the stream is attach").into());
+            return Err(
+                Error::invalid("attach", "The first message of the stream is attach").into(),
+            );
         };
         let n = name(&attach.name)?;
         let (input_sender, input) = mpsc::channel(QUEUE);
@@ -127,7 +158,9 @@ impl ExecService for Api {
         let from = (attach.stdout_offset, attach.stderr_offset);
         // A weak end: the answers end with the exec, not with the task that reads the client's messages.
         let weak = sender.downgrade();
-        self.app.stream_exec(&n.project, &n.instance, n.exec, from, input, sender).await?;
+        self.app
+            .stream_exec(&n.project, &n.instance, n.exec, from, input, sender)
+            .await?;
         tokio::spawn(take_input(stream, input_sender, weak));
         let ended = ends_with_exit(ReceiverStream::new(items));
         Ok(Response::new(Box::pin(ended)))
@@ -141,7 +174,9 @@ impl ExecService for Api {
 
     async fn delete_exec(&self, request: Request<proto::DeleteExecRequest>) -> Answer<()> {
         let n = name(&request.into_inner().name)?;
-        self.app.delete_exec(&n.project, &n.instance, &n.exec).await?;
+        self.app
+            .delete_exec(&n.project, &n.instance, &n.exec)
+            .await?;
         Ok(Response::new(()))
     }
 }

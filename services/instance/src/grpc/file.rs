@@ -25,7 +25,8 @@ fn header(h: files::Header) -> proto::FileHeader {
         Kind::Directory(entries) => ("directory", entries, String::new()),
         Kind::Symlink(target) => ("symlink", Vec::new(), target),
     };
-    let modified = DateTime::from_timestamp(h.modified_seconds, h.modified_nanos).unwrap_or_default();
+    let modified =
+        DateTime::from_timestamp(h.modified_seconds, h.modified_nanos).unwrap_or_default();
     proto::FileHeader {
         r#type: kind.to_owned(),
         uid: h.uid,
@@ -43,7 +44,10 @@ fn new_file(h: Header) -> Result<NewFile, Error> {
         "" | "overwrite" => false,
         "append" => true,
         other => {
-            return Err(Error::invalid("write", format!("{other:?} is neither overwrite nor append")));
+            return Err(Error::invalid(
+                "write",
+                format!("{other:?} is neither overwrite nor append"),
+            ));
         }
     };
     let kind = match h.r#type.as_str() {
@@ -72,8 +76,13 @@ async fn take_data(
     loop {
         let item = match stream.message().await {
             Ok(None) => return,
-            Ok(Some(proto::PutFileRequest { message: Some(In::Data(data)) })) => Ok(data),
-            Ok(Some(_)) => Err(Error::invalid("data", "After the header only data may follow")),
+            Ok(Some(proto::PutFileRequest {
+                message: Some(In::Data(data)),
+            })) => Ok(data),
+            Ok(Some(_)) => Err(Error::invalid(
+                "data",
+                "After the header only data may follow",
+            )),
             Err(status) => Err(Error::from(status)),
         };
         let last = item.is_err();
@@ -93,13 +102,22 @@ impl FileService for Api {
     ) -> Answer<Self::GetFileStream> {
         let r = request.into_inner();
         let (project, instance) = instance_name("name", &r.name)?;
-        let reader = self.app.get_file(&project, &instance, r.path, r.head_only).await?;
-        let first = proto::GetFileResponse { message: Some(Out::Header(header(reader.header))) };
+        let reader = self
+            .app
+            .get_file(&project, &instance, r.path, r.head_only)
+            .await?;
+        let first = proto::GetFileResponse {
+            message: Some(Out::Header(header(reader.header))),
+        };
         let data = ReceiverStream::new(reader.data).map(|item| {
-            item.map(|data| proto::GetFileResponse { message: Some(Out::Data(data)) })
-                .map_err(Status::from)
+            item.map(|data| proto::GetFileResponse {
+                message: Some(Out::Data(data)),
+            })
+            .map_err(Status::from)
         });
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)).chain(data))))
+        Ok(Response::new(Box::pin(
+            tokio_stream::once(Ok(first)).chain(data),
+        )))
     }
 
     async fn put_file(
@@ -109,7 +127,9 @@ impl FileService for Api {
         let mut stream = request.into_inner();
         let first = stream.message().await?.and_then(|m| m.message);
         let Some(In::Header(header)) = first else {
-            return Err(Error::invalid("header", "The first message of the stream is header").into());
+            return Err(
+                Error::invalid("header", "The first message of the stream is header").into(),
+            );
         };
         let (project, instance) = instance_name("header.name", &header.name)?;
         let new = new_file(header)?;

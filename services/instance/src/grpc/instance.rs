@@ -20,10 +20,14 @@ type Answer<T> = Result<Response<T>, Status>;
 fn writable(i: &mut proto::Instance) -> Result<Writable, Error> {
     let container = [proto::instance::Type::Container as i32, 0];
     if !container.contains(&i.r#type) {
-        return Err(Error::unimplemented("Virtual machines are not supported by this version"));
+        return Err(Error::unimplemented(
+            "Virtual machines are not supported by this version",
+        ));
     }
     if i.stateful {
-        return Err(Error::unimplemented("Stateful instances are not supported by this version"));
+        return Err(Error::unimplemented(
+            "Stateful instances are not supported by this version",
+        ));
     }
     Ok(Writable {
         description: std::mem::take(&mut i.description),
@@ -47,7 +51,9 @@ fn copy_of(project: &str, name: &str) -> Result<Option<(String, Option<String>)>
         }
     };
     if of != project {
-        return Err(Error::unimplemented("Copying from another project is not supported yet"));
+        return Err(Error::unimplemented(
+            "Copying from another project is not supported yet",
+        ));
     }
     Ok(Some(source))
 }
@@ -85,7 +91,9 @@ fn update(request: &mut proto::UpdateInstanceRequest) -> Result<InstanceUpdate, 
 
 fn refuse_stateful(stateful: bool) -> Result<(), Error> {
     match stateful {
-        true => Err(Error::unimplemented("Stateful start and stop are not supported by this version")),
+        true => Err(Error::unimplemented(
+            "Stateful start and stop are not supported by this version",
+        )),
         false => Ok(()),
     }
 }
@@ -139,7 +147,9 @@ impl InstanceService for Api {
         let values = convert::values(r.attachments, r.ports)?;
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move {
-            let created = app.create(new, &r.plan_etag, values, &r.template_trigger, &id).await;
+            let created = app
+                .create(new, &r.plan_etag, values, &r.template_trigger, &id)
+                .await;
             created.map(rendered)
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
@@ -171,16 +181,24 @@ impl InstanceService for Api {
             .into_iter()
             .map(|slot| (slot.record().resource(), slot))
             .collect();
-        let (slots, next) = page::cut(slots, r.page_size, &r.page_token, |(name, _)| name.as_str())?;
+        let (slots, next) =
+            page::cut(slots, r.page_size, &r.page_token, |(name, _)| name.as_str())?;
         let slots: Vec<_> = slots.into_iter().map(|(_, slot)| slot).collect();
         let instances = if is_full(r.view) {
             let states = self.app.states(&slots).await;
             let both = slots.iter().zip(&states);
-            both.map(|(slot, live)| render::full_instance(&self.app.view(slot), live)).collect()
+            both.map(|(slot, live)| render::full_instance(&self.app.view(slot), live))
+                .collect()
         } else {
-            slots.iter().map(|slot| rendered(self.app.view(slot))).collect()
+            slots
+                .iter()
+                .map(|slot| rendered(self.app.view(slot)))
+                .collect()
         };
-        Ok(Response::new(proto::ListInstancesResponse { instances, next_page_token: next }))
+        Ok(Response::new(proto::ListInstancesResponse {
+            instances,
+            next_page_token: next,
+        }))
     }
 
     async fn plan_update_instance(
@@ -200,7 +218,9 @@ impl InstanceService for Api {
         let values = convert::values(r.attachments, r.ports)?;
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move {
-            app.update(&update, &r.plan_etag, values, &id).await.map(rendered)
+            app.update(&update, &r.plan_etag, values, &id)
+                .await
+                .map(rendered)
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
     }
@@ -214,7 +234,9 @@ impl InstanceService for Api {
         let values = convert::values(r.attachments, r.ports)?;
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move {
-            app.rename(&project, &name, &r.new_instance_id, values, &id).await.map(rendered)
+            app.rename(&project, &name, &r.new_instance_id, values, &id)
+                .await
+                .map(rendered)
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
     }
@@ -227,7 +249,9 @@ impl InstanceService for Api {
         let (project, name) = instance_name("name", &r.name)?;
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move {
-            app.delete(&project, &name, &r.etag, r.generation, &id).await.map(rendered)
+            app.delete(&project, &name, &r.etag, r.generation, &id)
+                .await
+                .map(rendered)
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
     }
@@ -251,7 +275,10 @@ impl InstanceService for Api {
         let r = request.into_inner();
         refuse_stateful(r.stateful)?;
         let (project, name) = instance_name("name", &r.name)?;
-        let how = StopHow { force: r.force, timeout_seconds: r.timeout_seconds };
+        let how = StopHow {
+            force: r.force,
+            timeout_seconds: r.timeout_seconds,
+        };
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move { app.stop(&project, &name, how, &id).await.map(rendered) };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
@@ -263,7 +290,10 @@ impl InstanceService for Api {
     ) -> Answer<proto::Instance> {
         let r = request.into_inner();
         let (project, name) = instance_name("name", &r.name)?;
-        let how = StopHow { force: r.force, timeout_seconds: r.timeout_seconds };
+        let how = StopHow {
+            force: r.force,
+            timeout_seconds: r.timeout_seconds,
+        };
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move { app.restart(&project, &name, how, &id).await.map(rendered) };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
@@ -332,6 +362,9 @@ impl InstanceService for Api {
         request: Request<types::WatchEventsRequest>,
     ) -> Answer<Self::WatchEventsStream> {
         let store = self.app.records.store().clone();
-        Ok(Response::new(berth_server::watch_events(store, request.get_ref())))
+        Ok(Response::new(berth_server::watch_events(
+            store,
+            request.get_ref(),
+        )))
     }
 }

@@ -23,7 +23,9 @@ fn send_log(mut file: std::fs::File, sender: &mpsc::Sender<Result<proto::GetLogR
     loop {
         let item = match file.read(&mut buffer) {
             Ok(0) => return,
-            Ok(read) => Ok(proto::GetLogResponse { data: Bytes::copy_from_slice(&buffer[..read]) }),
+            Ok(read) => Ok(proto::GetLogResponse {
+                data: Bytes::copy_from_slice(&buffer[..read]),
+            }),
             Err(error) => Err(Status::from(Error::internal(error))),
         };
         let last = item.is_err();

@@ -36,7 +36,10 @@ fn update(request: &mut proto::UpdateProfileRequest) -> Result<ProfileUpdate, Er
 
 impl Api {
     fn rendered(&self, profile: &Profile) -> proto::Profile {
-        let users = self.app.profile_users(&profile.project).remove(&profile.name);
+        let users = self
+            .app
+            .profile_users(&profile.project)
+            .remove(&profile.name);
         render::profile(profile, &users.unwrap_or_default())
     }
 }
@@ -59,14 +62,21 @@ impl ProfileService for Api {
         };
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move {
-            app.create_profile(profile, &id).await.map(|p| render::profile(&p, &[]))
+            app.create_profile(profile, &id)
+                .await
+                .map(|p| render::profile(&p, &[]))
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
     }
 
-    async fn get_profile(&self, request: Request<proto::GetProfileRequest>) -> Answer<proto::Profile> {
+    async fn get_profile(
+        &self,
+        request: Request<proto::GetProfileRequest>,
+    ) -> Answer<proto::Profile> {
         let (project, name) = name("name", &request.into_inner().name)?;
-        Ok(Response::new(self.rendered(&self.app.profile(&project, &name)?)))
+        Ok(Response::new(
+            self.rendered(&self.app.profile(&project, &name)?),
+        ))
     }
 
     async fn list_profiles(
@@ -82,17 +92,24 @@ impl ProfileService for Api {
             .iter()
             .map(|p| render::profile(p, &users.remove(&p.name).unwrap_or_default()))
             .collect();
-        Ok(Response::new(proto::ListProfilesResponse { profiles, next_page_token: next }))
+        Ok(Response::new(proto::ListProfilesResponse {
+            profiles,
+            next_page_token: next,
+        }))
     }
 
     async fn plan_update_profile(
         &self,
         request: Request<proto::UpdateProfileRequest>,
     ) -> Answer<proto::PlanUpdateProfileResponse> {
-        let (plan_etag, plans) =
-            self.app.plan_update_profile(&update(&mut request.into_inner())?)?;
+        let (plan_etag, plans) = self
+            .app
+            .plan_update_profile(&update(&mut request.into_inner())?)?;
         let instances = plans.into_iter().map(render::plan).collect();
-        Ok(Response::new(proto::PlanUpdateProfileResponse { plan_etag, instances }))
+        Ok(Response::new(proto::PlanUpdateProfileResponse {
+            plan_etag,
+            instances,
+        }))
     }
 
     async fn update_profile(
@@ -107,7 +124,10 @@ impl ProfileService for Api {
         }
         let (api, id) = (self.clone(), r.request_id.clone());
         let work = async move {
-            let done = api.app.update_profile(&update, &r.plan_etag, values, &id).await;
+            let done = api
+                .app
+                .update_profile(&update, &r.plan_etag, values, &id)
+                .await;
             done.map(|profile| api.rendered(&profile))
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
@@ -121,7 +141,10 @@ impl ProfileService for Api {
         let (project, old) = name("name", &r.name)?;
         let (api, id) = (self.clone(), r.request_id.clone());
         let work = async move {
-            let done = api.app.rename_profile(&project, &old, &r.new_profile_id, &id).await;
+            let done = api
+                .app
+                .rename_profile(&project, &old, &r.new_profile_id, &id)
+                .await;
             done.map(|profile| api.rendered(&profile))
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))

@@ -69,8 +69,16 @@ pub(super) fn instance(view: &View) -> proto::Instance {
         state: None,
         snapshots: Vec::new(),
         generation: view.run.generation.max(record.generation),
-        attachments: record.attachments.iter().map(|(n, a)| (n.clone(), attachment_proto(a))).collect(),
-        ports: record.ports.iter().map(|(n, p)| (n.clone(), port_proto(p))).collect(),
+        attachments: record
+            .attachments
+            .iter()
+            .map(|(n, a)| (n.clone(), attachment_proto(a)))
+            .collect(),
+        ports: record
+            .ports
+            .iter()
+            .map(|(n, p)| (n.clone(), port_proto(p)))
+            .collect(),
         snapshot_count: i32::try_from(view.snapshots.len()).unwrap_or(i32::MAX),
         status_message: view.run.message.clone(),
     }
@@ -80,7 +88,11 @@ pub(super) fn instance(view: &View) -> proto::Instance {
 pub(super) fn full_instance(view: &View, live: &LiveState) -> proto::Instance {
     let mut full = instance(view);
     full.state = Some(state(view, live));
-    full.snapshots = view.snapshots.iter().map(|s| snapshot(&view.record, s)).collect();
+    full.snapshots = view
+        .snapshots
+        .iter()
+        .map(|s| snapshot(&view.record, s))
+        .collect();
     if full.status_message.is_empty() {
         full.status_message.clone_from(&live.unknown);
     }
@@ -92,7 +104,11 @@ pub(super) fn snapshot(instance: &Instance, s: &Snapshot) -> proto::Snapshot {
         name: format!("{}/snapshots/{}", instance.resource(), s.name),
         uid: s.uid.clone(),
         create_time: time(s.create_time),
-        expire_time: if s.expire_time == 0 { String::new() } else { time(s.expire_time) },
+        expire_time: if s.expire_time == 0 {
+            String::new()
+        } else {
+            time(s.expire_time)
+        },
         last_used_time: time(s.last_used_time),
         stateful: false,
         ephemeral: s.ephemeral,
@@ -127,7 +143,10 @@ pub(super) fn state(view: &View, live: &LiveState) -> proto::InstanceState {
         status: status(view.run.status).into(),
         pid: i64::from(view.run.pid),
         unknown: live.unknown.clone(),
-        memory: Some(wire::Memory { total_bytes: signed(Some(live.memory_total)), ..Default::default() }),
+        memory: Some(wire::Memory {
+            total_bytes: signed(Some(live.memory_total)),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     if !live.unknown.is_empty() {
@@ -144,7 +163,10 @@ fn running(state: &State, live: &LiveState, out: &mut proto::InstanceState) {
     out.processes = state.pids.map_or(-1, |n| i64::try_from(n).unwrap_or(-1));
     out.cpu_usage_ns = signed(state.cpu_ns);
     // What can be dropped at once is no usage, as `free` counts it too.
-    let usage = state.memory.usage.map(|u| u.saturating_sub(state.memory.inactive_file.unwrap_or(0)));
+    let usage = state
+        .memory
+        .usage
+        .map(|u| u.saturating_sub(state.memory.inactive_file.unwrap_or(0)));
     out.memory = Some(wire::Memory {
         usage_bytes: signed(usage),
         usage_peak_bytes: signed(state.memory.peak),
@@ -152,7 +174,11 @@ fn running(state: &State, live: &LiveState, out: &mut proto::InstanceState) {
         swap_usage_peak_bytes: signed(state.memory.swap_peak),
         total_bytes: signed(Some(live.memory_total)),
     });
-    out.network = state.links.iter().map(|link| (link.name.clone(), network(link))).collect();
+    out.network = state
+        .links
+        .iter()
+        .map(|link| (link.name.clone(), network(link)))
+        .collect();
 }
 
 fn network(link: &LinkState) -> wire::Network {
@@ -219,7 +245,10 @@ pub(super) fn plan(plan: Plan) -> proto::InstancePlan {
         surplus_ports: plan
             .surplus_ports
             .into_iter()
-            .map(|(device, port)| proto::SurplusPort { device, port: Some(port_proto(&port)) })
+            .map(|(device, port)| proto::SurplusPort {
+                device,
+                port: Some(port_proto(&port)),
+            })
             .collect(),
         volume_changes: plan
             .volume_changes

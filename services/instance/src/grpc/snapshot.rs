@@ -41,10 +41,16 @@ impl SnapshotService for Api {
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move {
             let only = r.validate_only;
-            app.create_snapshot(&project, &instance, new, only, &id).await.map(rendered)
+            app.create_snapshot(&project, &instance, new, only, &id)
+                .await
+                .map(rendered)
         };
         // A check has no answer worth keeping, and the change that follows it may bear the same id.
-        let id = if r.validate_only { "" } else { r.request_id.as_str() };
+        let id = if r.validate_only {
+            ""
+        } else {
+            r.request_id.as_str()
+        };
         Ok(Response::new(self.requests.run(id, work).await?))
     }
 
@@ -64,7 +70,11 @@ impl SnapshotService for Api {
         let (project, instance) = instance_name("parent", &request.into_inner().parent)?;
         let slot = self.app.slot(&project, &instance)?;
         let record = slot.record();
-        let snapshots = slot.snapshots().iter().map(|s| render::snapshot(&record, s)).collect();
+        let snapshots = slot
+            .snapshots()
+            .iter()
+            .map(|s| render::snapshot(&record, s))
+            .collect();
         Ok(Response::new(proto::ListSnapshotsResponse { snapshots }))
     }
 
@@ -100,9 +110,15 @@ impl SnapshotService for Api {
         let n = name(&r.name)?;
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move {
-            app.rename_snapshot(&n.project, &n.instance, &n.snapshot, &r.new_snapshot_id, &id)
-                .await
-                .map(rendered)
+            app.rename_snapshot(
+                &n.project,
+                &n.instance,
+                &n.snapshot,
+                &r.new_snapshot_id,
+                &id,
+            )
+            .await
+            .map(rendered)
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
     }
@@ -112,7 +128,8 @@ impl SnapshotService for Api {
         let n = name(&r.name)?;
         let (app, id) = (self.app.clone(), r.request_id.clone());
         let work = async move {
-            app.delete_snapshot(&n.project, &n.instance, &n.snapshot, r.allow_missing, &id).await
+            app.delete_snapshot(&n.project, &n.instance, &n.snapshot, r.allow_missing, &id)
+                .await
         };
         Ok(Response::new(self.requests.run(&r.request_id, work).await?))
     }
@@ -131,7 +148,11 @@ impl SnapshotService for Api {
                 .await
                 .map(|view| render::instance(&view))
         };
-        let id = if r.validate_only { "" } else { r.request_id.as_str() };
+        let id = if r.validate_only {
+            ""
+        } else {
+            r.request_id.as_str()
+        };
         Ok(Response::new(self.requests.run(id, work).await?))
     }
 }

@@ -10,13 +10,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Mount points of every cgroup hierarchy, v1 and v2.
 fn hierarchies() -> io::Result<Vec<PathBuf>> {
-    Ok(parse_mountinfo(&fs::read_to_string("/proc/self/mountinfo")?))
+    Ok(parse_mountinfo(&fs::read_to_string(
+        "/proc/self/mountinfo",
+    )?))
 }
 
 fn parse_mountinfo(text: &str) -> Vec<PathBuf> {
     let mut points = Vec::new();
     for line in text.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         if !matches!(right.split(' ').next(), Some("cgroup" | "cgroup2")) {
             continue;
         }
@@ -70,8 +74,14 @@ fn kill(group: &Path) -> io::Result<()> {
     // Absent outside the freezer hierarchy.
     let _ = fs::write(group.join("freezer.state"), "THAWED");
     for directory in descendants(group)? {
-        let Ok(tasks) = fs::read_to_string(directory.join("cgroup.procs")) else { continue };
-        for pid in tasks.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|pid| *pid > 1) {
+        let Ok(tasks) = fs::read_to_string(directory.join("cgroup.procs")) else {
+            continue;
+        };
+        for pid in tasks
+            .lines()
+            .filter_map(|l| l.parse::<i32>().ok())
+            .filter(|pid| *pid > 1)
+        {
             // SAFETY: kill has no memory effects; a task that is gone already is no error of ours.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
@@ -130,6 +140,9 @@ mod tests {
 32 24 0:27 /part /mnt rw - cgroup cgroup rw,memory
 33 24 0:28 / /proc rw - proc proc rw";
         let points = parse_mountinfo(text);
-        assert_eq!(points, ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/memory"].map(PathBuf::from));
+        assert_eq!(
+            points,
+            ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/memory"].map(PathBuf::from)
+        );
     }
 }

@@ -61,7 +61,9 @@ impl Facts {
             os_version,
             memory_bytes: memory_total()?,
             cpus: online_cpus()?,
-            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+                .trim()
+                .to_owned(),
             topology: topology()?,
             cpu_vendor,
             cpu_name,
@@ -87,7 +89,9 @@ fn meminfo(text: &str, key: &str) -> Option<u64> {
 fn cpu_model() -> (String, String) {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let get = |key: &str| {
-        let value = text.lines().find_map(|l| l.strip_prefix(key)?.trim_start().strip_prefix(':'));
+        let value = text
+            .lines()
+            .find_map(|l| l.strip_prefix(key)?.trim_start().strip_prefix(':'));
         value.unwrap_or_default().trim().to_owned()
     };
     (get("vendor_id"), get("model name"))
@@ -95,11 +99,15 @@ fn cpu_model() -> (String, String) {
 
 fn topology() -> std::io::Result<Vec<Cpu>> {
     let list = |name: &str| {
-        let text = fs::read_to_string(format!("/sys/devices/system/cpu/{name}")).unwrap_or_default();
+        let text =
+            fs::read_to_string(format!("/sys/devices/system/cpu/{name}")).unwrap_or_default();
         cpu_set(text.trim()).unwrap_or_default()
     };
     let (online, isolated) = (list("online"), list("isolated"));
-    let mut cpus: Vec<Cpu> = list("present").into_iter().map(|id| cpu(id, &online, &isolated)).collect();
+    let mut cpus: Vec<Cpu> = list("present")
+        .into_iter()
+        .map(|id| cpu(id, &online, &isolated))
+        .collect();
     for at in 1..cpus.len() {
         let this = cpus[at];
         let same = |c: &&Cpu| (c.socket, c.die, c.core) == (this.socket, this.die, this.core);
@@ -115,7 +123,9 @@ fn cpu(id: u32, online: &[u32], isolated: &[u32]) -> Cpu {
         text.and_then(|t| t.trim().parse().ok()).unwrap_or(0)
     };
     let nodes = fs::read_dir(&dir).into_iter().flatten().flatten();
-    let node = nodes.filter_map(|e| e.file_name().to_str()?.strip_prefix("node")?.parse().ok()).next();
+    let node = nodes
+        .filter_map(|e| e.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+        .next();
     Cpu {
         id,
         socket: number("physical_package_id"),
@@ -135,23 +145,35 @@ fn architectures(machine: &str) -> Vec<String> {
         "aarch64" => &["armv7l"],
         _ => &[],
     };
-    std::iter::once(machine).chain(others.iter().copied()).map(str::to_owned).collect()
+    std::iter::once(machine)
+        .chain(others.iter().copied())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn memory_total() -> std::io::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let total = meminfo(&text, "MemTotal:");
-    total.map(|kib| kib * 1024).ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemTotal"))
+    total
+        .map(|kib| kib * 1024)
+        .ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemTotal"))
 }
 
 /// CPUs of the cpuset this service is in; the online ones where that cannot be read.
 fn online_cpus() -> std::io::Result<Vec<u32>> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
+    let allowed = status
+        .lines()
+        .find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
     let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
     let online = cpu_set(online.trim()).map_err(std::io::Error::other)?;
-    let allowed = allowed.and_then(|l| cpu_set(l.trim()).ok()).unwrap_or_else(|| online.clone());
-    Ok(online.into_iter().filter(|cpu| allowed.contains(cpu)).collect())
+    let allowed = allowed
+        .and_then(|l| cpu_set(l.trim()).ok())
+        .unwrap_or_else(|| online.clone());
+    Ok(online
+        .into_iter()
+        .filter(|cpu| allowed.contains(cpu))
+        .collect())
 }
 
 fn os_release() -> (String, String) {
@@ -159,7 +181,9 @@ fn os_release() -> (String, String) {
         .or_else(|_| fs::read_to_string("/usr/lib/os-release"))
         .unwrap_or_default();
     let get = |key: &str| {
-        let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
         line.unwrap_or_default().trim_matches('"').to_owned()
     };
     (get("NAME"), get("VERSION_ID"))
@@ -175,13 +199,22 @@ fn kernel_features() -> BTreeMap<String, String> {
     let features = [
         ("idmapped_mounts", idmapped),
         ("netnsid_getifaddrs", true),
-        ("seccomp_listener", exists("/proc/sys/kernel/seccomp/actions_avail")),
-        ("seccomp_listener_continue", exists("/proc/sys/kernel/seccomp/actions_avail")),
+        (
+            "seccomp_listener",
+            exists("/proc/sys/kernel/seccomp/actions_avail"),
+        ),
+        (
+            "seccomp_listener_continue",
+            exists("/proc/sys/kernel/seccomp/actions_avail"),
+        ),
         ("shiftfs", false),
         ("uevent_injection", false),
         ("unpriv_fscaps", true),
     ];
-    features.into_iter().map(|(k, v)| (k.to_owned(), v.to_string())).collect()
+    features
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v.to_string()))
+        .collect()
 }
 
 /// In the words of LXD's `lxc_features`: what Berth's monitor does.
@@ -202,7 +235,10 @@ fn runtime_features() -> BTreeMap<String, String> {
         ("seccomp_notify", false),
         ("seccomp_proxy_send_notify_fd", false),
     ];
-    features.into_iter().map(|(k, v)| (k.to_owned(), v.to_string())).collect()
+    features
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v.to_string()))
+        .collect()
 }
 
 #[cfg(test)]

@@ -70,7 +70,9 @@ fn fail(path: &str, error: impl Into<io::Error>) -> Error {
         Some(libc::ENOTEMPTY) => {
             Error::precondition("NOT_EMPTY", format!("{path}: the directory is not empty"))
         }
-        Some(libc::ENOSPC | libc::EDQUOT) => Error::exhausted("NO_SPACE", format!("{path}: {error}")),
+        Some(libc::ENOSPC | libc::EDQUOT) => {
+            Error::exhausted("NO_SPACE", format!("{path}: {error}"))
+        }
         Some(libc::EROFS | libc::EACCES | libc::EPERM | libc::EBUSY | libc::ETXTBSY) => {
             Error::precondition("FILE_REFUSED", format!("{path}: {error}"))
         }
@@ -92,7 +94,10 @@ fn parent(root: &GuestRoot, path: &str) -> Result<(OwnedFd, String), Error> {
     let below = below(path)?.trim_end_matches('/');
     let (directory, name) = below.rsplit_once('/').unwrap_or((".", below));
     if matches!(name, "" | "." | "..") {
-        return Err(Error::invalid("path", format!("{path}: the last part is no name")));
+        return Err(Error::invalid(
+            "path",
+            format!("{path}: the last part is no name"),
+        ));
     }
     let directory = if directory.is_empty() { "." } else { directory };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -103,7 +108,11 @@ fn parent(root: &GuestRoot, path: &str) -> Result<(OwnedFd, String), Error> {
 /// Opens what an O_PATH descriptor stands for; the kernel follows the descriptor, not a name.
 fn reopen(fd: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?)
+    Ok(rustix::fs::open(
+        path,
+        flags | OFlags::CLOEXEC | OFlags::NOCTTY,
+        Mode::empty(),
+    )?)
 }
 
 /// Looks at a path without following a symlink at its end. A file comes open for reading.
@@ -118,10 +127,16 @@ pub fn get(root: &GuestRoot, path: &str) -> Result<(Header, Option<File>), Error
             let file = reopen(&fd, OFlags::RDONLY).map_err(|e| fail(path, e))?;
             (Kind::File, Some(File::from(file)))
         }
-        FileType::Directory => (Kind::Directory(entries(&fd).map_err(|e| fail(path, e))?), None),
+        FileType::Directory => (
+            Kind::Directory(entries(&fd).map_err(|e| fail(path, e))?),
+            None,
+        ),
         FileType::Symlink => {
             let target = rustix::fs::readlinkat(&fd, "", Vec::new()).map_err(|e| fail(path, e))?;
-            (Kind::Symlink(absolute_target(path, &target.to_string_lossy())), None)
+            (
+                Kind::Symlink(absolute_target(path, &target.to_string_lossy())),
+                None,
+            )
         }
         _ => {
             let why = format!("{path}: neither a file, a directory nor a symlink");
@@ -184,7 +199,10 @@ fn absolute_target(path: &str, target: &str) -> String {
 pub fn put(root: &GuestRoot, new: &NewFile) -> Result<Option<File>, Error> {
     let host = |kind, id| {
         root.ids.to_host(kind, id).ok_or_else(|| {
-            Error::invalid("uid", format!("The id {id} is not in the range of this instance"))
+            Error::invalid(
+                "uid",
+                format!("The id {id} is not in the range of this instance"),
+            )
         })
     };
     let (uid, gid) = (host(IdKind::Uid, new.uid)?, host(IdKind::Gid, new.gid)?);
@@ -208,7 +226,8 @@ fn make_directory(root: &GuestRoot, new: &NewFile) -> Result<(), Error> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let made = rustix::fs::openat(&directory, &name, flags, Mode::empty());
             // The mode is set on what was made, past the umask.
-            made.and_then(|fd| rustix::fs::fchmod(&fd, mode)).map_err(|e| fail(path, e))
+            made.and_then(|fd| rustix::fs::fchmod(&fd, mode))
+                .map_err(|e| fail(path, e))
         }
         Err(rustix::io::Errno::EXIST) => {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -221,7 +240,10 @@ fn make_directory(root: &GuestRoot, new: &NewFile) -> Result<(), Error> {
 
 fn make_symlink(root: &GuestRoot, path: &str, target: &str) -> Result<(), Error> {
     if target.is_empty() || target.contains('\0') {
-        return Err(Error::invalid("symlink_target", "The symlink needs a target"));
+        return Err(Error::invalid(
+            "symlink_target",
+            "The symlink needs a target",
+        ));
     }
     let (directory, name) = parent(root, path)?;
     match rustix::fs::symlinkat(target, &directory, &name) {
@@ -253,9 +275,16 @@ fn open_file(root: &GuestRoot, new: &NewFile, append: bool) -> Result<File, Erro
     };
     let stat = rustix::fs::fstat(&there).map_err(|e| fail(path, e))?;
     if !FileType::from_raw_mode(stat.st_mode).is_file() {
-        return Err(Error::invalid("path", format!("{path}: it exists and is no regular file")));
+        return Err(Error::invalid(
+            "path",
+            format!("{path}: it exists and is no regular file"),
+        ));
     }
-    let how = if append { OFlags::APPEND } else { OFlags::TRUNC };
+    let how = if append {
+        OFlags::APPEND
+    } else {
+        OFlags::TRUNC
+    };
     let file = reopen(&there, OFlags::WRONLY | OFlags::NONBLOCK | how);
     file.map(File::from).map_err(|e| fail(path, e))
 }
@@ -302,7 +331,10 @@ mod tests {
 
     fn root(dir: &std::path::Path) -> GuestRoot {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        GuestRoot { dir: rustix::fs::open(dir, flags, Mode::empty()).unwrap(), ids: IdView::Same }
+        GuestRoot {
+            dir: rustix::fs::open(dir, flags, Mode::empty()).unwrap(),
+            ids: IdView::Same,
+        }
     }
 
     /// Each on a thread of its own, as in the service.
@@ -314,7 +346,13 @@ mod tests {
         let owner = |id: libc::uid_t| id;
         // SAFETY: both only read this process's ids.
         let (uid, gid) = unsafe { (owner(libc::getuid()), owner(libc::getgid())) };
-        NewFile { path: path.into(), kind, uid, gid, mode: None }
+        NewFile {
+            path: path.into(),
+            kind,
+            uid,
+            gid,
+            mode: None,
+        }
     }
 
     #[test]
@@ -325,21 +363,38 @@ mod tests {
             put(&root, &new("/a", NewKind::Directory)).unwrap();
             put(&root, &new("/a", NewKind::Directory)).unwrap();
             let file = new("/a/f", NewKind::File { append: false });
-            put(&root, &file).unwrap().unwrap().write_all(b"hello").unwrap();
+            put(&root, &file)
+                .unwrap()
+                .unwrap()
+                .write_all(b"hello")
+                .unwrap();
             let more = new("/a/f", NewKind::File { append: true });
-            put(&root, &more).unwrap().unwrap().write_all(b" you").unwrap();
+            put(&root, &more)
+                .unwrap()
+                .unwrap()
+                .write_all(b" you")
+                .unwrap();
             put(&root, &new("/l", NewKind::Symlink("a/f".into()))).unwrap();
             put(&root, &new("/l", NewKind::Symlink("a/f".into()))).unwrap();
             assert!(put(&root, &new("/l", NewKind::Symlink("b".into()))).is_err());
         });
         let (header, file) = get(&root, "/a/f").unwrap();
-        assert_eq!((header.kind, header.mode, header.size), (Kind::File, 0o644, 9));
+        assert_eq!(
+            (header.kind, header.mode, header.size),
+            (Kind::File, 0o644, 9)
+        );
         let mut text = String::new();
         file.unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello you");
-        assert_eq!(get(&root, "/l").unwrap().0.kind, Kind::Symlink("/a/f".into()));
+        assert_eq!(
+            get(&root, "/l").unwrap().0.kind,
+            Kind::Symlink("/a/f".into())
+        );
         let (header, _) = get(&root, "a").unwrap();
-        assert_eq!((header.kind, header.mode), (Kind::Directory(vec!["f".into()]), 0o750));
+        assert_eq!(
+            (header.kind, header.mode),
+            (Kind::Directory(vec!["f".into()]), 0o750)
+        );
         assert_eq!(delete(&root, "/a").unwrap_err().reason, "NOT_EMPTY");
         for path in ["/a/f", "/l", "/a"] {
             delete(&root, path).unwrap();

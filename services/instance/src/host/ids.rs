@@ -17,15 +17,25 @@ const NOBODY: u32 = 65_534;
 impl IdView {
     /// The id here of a guest's id; `None` when it is not in its range.
     pub fn to_host(&self, kind: IdKind, id: u32) -> Option<u32> {
-        let IdView::Mapped(lines) = self else { return Some(id) };
-        let line = lines.iter().filter(|l| l.kind == IdKind::Both || l.kind == kind);
-        line.filter(|l| id >= l.ns && id - l.ns < l.len).map(|l| l.host + (id - l.ns)).next()
+        let IdView::Mapped(lines) = self else {
+            return Some(id);
+        };
+        let line = lines
+            .iter()
+            .filter(|l| l.kind == IdKind::Both || l.kind == kind);
+        line.filter(|l| id >= l.ns && id - l.ns < l.len)
+            .map(|l| l.host + (id - l.ns))
+            .next()
     }
 
     /// The guest's id of an id here.
     pub fn to_guest(&self, kind: IdKind, id: u32) -> u32 {
-        let IdView::Mapped(lines) = self else { return id };
-        let line = lines.iter().filter(|l| l.kind == IdKind::Both || l.kind == kind);
+        let IdView::Mapped(lines) = self else {
+            return id;
+        };
+        let line = lines
+            .iter()
+            .filter(|l| l.kind == IdKind::Both || l.kind == kind);
         let found = line.filter(|l| id >= l.host && id - l.host < l.len);
         found.map(|l| l.ns + (id - l.host)).next().unwrap_or(NOBODY)
     }
@@ -43,8 +53,10 @@ pub fn create_as(uid: u32, gid: u32) -> std::io::Result<()> {
     }
     // A change away from 0 takes the file capabilities out of the effective set; they are still permitted.
     // With CAP_SYS_RESOURCE the guest's disk quota would not hold for what is pushed into it.
-    let wanted: caps::CapsHashSet =
-        effective.into_iter().filter(|c| *c != caps::Capability::CAP_SYS_RESOURCE).collect();
+    let wanted: caps::CapsHashSet = effective
+        .into_iter()
+        .filter(|c| *c != caps::Capability::CAP_SYS_RESOURCE)
+        .collect();
     caps::set(None, CapSet::Effective, &wanted).map_err(std::io::Error::other)?;
     // Both calls answer with the id in force before; asking with an impossible one only reads it.
     // SAFETY: as above.

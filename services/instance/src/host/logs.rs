@@ -11,7 +11,10 @@ use rustix::fs::{Mode, OFlags};
 const ALIASES: [(&str, &str); 1] = [("lxc.log", "monitor.log")];
 
 fn real_name(name: &str) -> &str {
-    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, real)| real)
+    ALIASES
+        .iter()
+        .find(|(alias, _)| *alias == name)
+        .map_or(name, |(_, real)| real)
 }
 
 fn is_plain(name: &str) -> bool {
@@ -32,8 +35,13 @@ pub fn list(dir: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry?;
-        if entry.file_type()?.is_file() && let Ok(name) = entry.file_name().into_string() {
-            let alias = ALIASES.iter().find(|(_, real)| *real == name).map(|(alias, _)| *alias);
+        if entry.file_type()?.is_file()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            let alias = ALIASES
+                .iter()
+                .find(|(_, real)| *real == name)
+                .map(|(alias, _)| *alias);
             names.push(alias.map_or(name, str::to_owned));
         }
     }
@@ -57,14 +65,18 @@ pub fn remove(dir: &Path, name: &str) -> io::Result<()> {
         return Err(io::ErrorKind::NotFound.into());
     }
     let flags = rustix::fs::AtFlags::empty();
-    Ok(rustix::fs::unlinkat(directory(dir)?, real_name(name), flags)?)
+    Ok(rustix::fs::unlinkat(
+        directory(dir)?,
+        real_name(name),
+        flags,
+    )?)
 }
 
 /// Makes a file empty that may be there.
 pub fn truncate(dir: &Path, name: &str) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::TRUNC;
-    let opened = directory(dir)
-        .and_then(|dir| Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?));
+    let opened =
+        directory(dir).and_then(|dir| Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?));
     match opened {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),

@@ -31,9 +31,13 @@ pub async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new().name("guest-files".to_owned()).spawn(move || {
-        // Nobody waits any more when the call was cancelled.
-        let _ = sender.send(work());
-    })?;
-    receiver.await.map_err(|_| std::io::Error::other("the thread for a guest's files died"))
+    std::thread::Builder::new()
+        .name("guest-files".to_owned())
+        .spawn(move || {
+            // Nobody waits any more when the call was cancelled.
+            let _ = sender.send(work());
+        })?;
+    receiver
+        .await
+        .map_err(|_| std::io::Error::other("the thread for a guest's files died"))
 }

@@ -29,7 +29,9 @@ impl Volume {
         if let Some(path) = ns {
             enter(path).map_err(|e| Fault::io("attachment", &e, format!("entering {path}")))?;
         }
-        Ok(Volume { top: berth_monitor::attach::open_attachment(attachment, None)? })
+        Ok(Volume {
+            top: berth_monitor::attach::open_attachment(attachment, None)?,
+        })
     }
 
     /// The root filesystem in it.
@@ -54,9 +56,13 @@ impl Volume {
             return Err(io::Error::other(format!("{path} is no regular file")));
         }
         let mut text = String::new();
-        let read = std::fs::File::from(fd).take(max + 1).read_to_string(&mut text)?;
+        let read = std::fs::File::from(fd)
+            .take(max + 1)
+            .read_to_string(&mut text)?;
         if read as u64 > max {
-            return Err(io::Error::other(format!("{path} is longer than {max} bytes")));
+            return Err(io::Error::other(format!(
+                "{path} is longer than {max} bytes"
+            )));
         }
         Ok(Some(text))
     }

@@ -27,7 +27,9 @@ pub type Templates = BTreeMap<String, Template>;
 
 /// What the volume's metadata.yaml lists; none when it has no metadata.
 pub fn list(volume: &Volume) -> Result<Templates, Error> {
-    let text = volume.read("metadata.yaml", SOURCE_MAX).map_err(Error::internal)?;
+    let text = volume
+        .read("metadata.yaml", SOURCE_MAX)
+        .map_err(Error::internal)?;
     match text {
         Some(text) => template::parse_metadata(&text).map_err(bad_image),
         None => Ok(Templates::new()),
@@ -46,7 +48,12 @@ pub fn render(
     triggers: &[Trigger],
     guest: &Guest,
 ) -> Result<(), Error> {
-    let due = |t: &Template| triggers.iter().find(|w| t.when.iter().any(|n| n == w.name())).copied();
+    let due = |t: &Template| {
+        triggers
+            .iter()
+            .find(|w| t.when.iter().any(|n| n == w.name()))
+            .copied()
+    };
     if !templates.values().any(|t| due(t).is_some()) {
         return Ok(());
     }
@@ -58,7 +65,9 @@ pub fn render(
         expanded: &guest.expanded,
     };
     for (path, template) in templates {
-        let Some(trigger) = due(template) else { continue };
+        let Some(trigger) = due(template) else {
+            continue;
+        };
         let exists = files::get(&root, path).is_ok();
         if template.create_only && exists {
             continue;
@@ -67,7 +76,8 @@ pub fn render(
         let source = source.map_err(Error::internal)?.ok_or_else(|| {
             bad_image(format!("the image has no template {:?}", template.template))
         })?;
-        let text = template::render(&source, path, trigger, template, &subject).map_err(bad_image)?;
+        let text =
+            template::render(&source, path, trigger, template, &subject).map_err(bad_image)?;
         write(&root, path, &text)?;
     }
     Ok(())
@@ -90,7 +100,9 @@ fn write(root: &super::rootfs::GuestRoot, path: &str, text: &[u8]) -> Result<(),
 }
 
 fn make_directories(root: &super::rootfs::GuestRoot, path: &str) -> Result<(), Error> {
-    let Some((directory, _)) = path.rsplit_once('/') else { return Ok(()) };
+    let Some((directory, _)) = path.rsplit_once('/') else {
+        return Ok(());
+    };
     let mut made = String::new();
     for part in directory.split('/').filter(|p| !p.is_empty()) {
         made.push('/');

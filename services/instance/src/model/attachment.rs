@@ -37,10 +37,16 @@ pub struct Mount {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
-    Device { path: String, diskseq: i64 },
+    Device {
+        path: String,
+        diskseq: i64,
+    },
     HostPath(String),
     Dataset(String),
-    Remote { url: String, options: BTreeMap<String, String> },
+    Remote {
+        url: String,
+        options: BTreeMap<String, String>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,20 +23,30 @@ struct Placement {
 impl CpuBalance {
     /// `online`: the host's CPUs that guests may have.
     pub fn new(online: &[u32]) -> CpuBalance {
-        CpuBalance { load: online.iter().map(|c| (*c, 0)).collect(), placed: HashMap::new() }
+        CpuBalance {
+            load: online.iter().map(|c| (*c, 0)).collect(),
+            placed: HashMap::new(),
+        }
     }
 
     /// Places or replaces a guest; `None` when it may use all CPUs.
     /// A set that names no CPU of this host is an error.
-    pub fn place(&mut self, uid: &str, limit: Option<&CpuLimit>) -> Result<Option<Vec<u32>>, String> {
+    pub fn place(
+        &mut self,
+        uid: &str,
+        limit: Option<&CpuLimit>,
+    ) -> Result<Option<Vec<u32>>, String> {
         self.release(uid);
         let (cpus, movable) = match limit {
             None => return Ok(None),
             Some(CpuLimit::Count(count)) if *count >= self.load.len() => return Ok(None),
             Some(CpuLimit::Count(count)) => (self.least(*count), true),
             Some(CpuLimit::Set(wanted)) => {
-                let here: Vec<u32> =
-                    wanted.iter().copied().filter(|c| self.load.iter().any(|(l, _)| l == c)).collect();
+                let here: Vec<u32> = wanted
+                    .iter()
+                    .copied()
+                    .filter(|c| self.load.iter().any(|(l, _)| l == c))
+                    .collect();
                 if here.len() != wanted.len() {
                     return Err("the set names CPUs that this host does not have".to_owned());
                 }
@@ -44,7 +54,13 @@ impl CpuBalance {
             }
         };
         self.add(&cpus, 1);
-        self.placed.insert(uid.to_owned(), Placement { cpus: cpus.clone(), movable });
+        self.placed.insert(
+            uid.to_owned(),
+            Placement {
+                cpus: cpus.clone(),
+                movable,
+            },
+        );
         Ok(Some(cpus))
     }
 
@@ -52,7 +68,8 @@ impl CpuBalance {
     pub fn adopt(&mut self, uid: &str, cpus: Vec<u32>, movable: bool) {
         self.release(uid);
         self.add(&cpus, 1);
-        self.placed.insert(uid.to_owned(), Placement { cpus, movable });
+        self.placed
+            .insert(uid.to_owned(), Placement { cpus, movable });
     }
 
     pub fn release(&mut self, uid: &str) {
@@ -65,8 +82,12 @@ impl CpuBalance {
     pub fn rebalance(&mut self, most: usize) -> Vec<(String, Vec<u32>)> {
         let mut moves: Vec<(String, Vec<u32>)> = Vec::new();
         for _ in 0..most {
-            let Some((uid, from, to)) = self.one_move() else { break };
-            let Some(placement) = self.placed.get_mut(&uid) else { break };
+            let Some((uid, from, to)) = self.one_move() else {
+                break;
+            };
+            let Some(placement) = self.placed.get_mut(&uid) else {
+                break;
+            };
             placement.cpus.retain(|c| *c != from);
             placement.cpus.push(to);
             placement.cpus.sort_unstable();
@@ -81,20 +102,29 @@ impl CpuBalance {
 
     fn one_move(&self) -> Option<(String, u32, u32)> {
         let (to, least) = *self.load.iter().min_by_key(|(_, load)| *load)?;
-        let mut crowded: Vec<&(u32, usize)> = self.load.iter().filter(|(_, l)| *l > least + 1).collect();
+        let mut crowded: Vec<&(u32, usize)> =
+            self.load.iter().filter(|(_, l)| *l > least + 1).collect();
         crowded.sort_by_key(|(_, load)| std::cmp::Reverse(*load));
         crowded.into_iter().find_map(|(from, _)| {
-            let candidate = self.placed.iter().filter(|(_, p)| {
-                p.movable && p.cpus.contains(from) && !p.cpus.contains(&to)
-            });
-            candidate.map(|(uid, _)| uid).min().map(|uid| (uid.clone(), *from, to))
+            let candidate = self
+                .placed
+                .iter()
+                .filter(|(_, p)| p.movable && p.cpus.contains(from) && !p.cpus.contains(&to));
+            candidate
+                .map(|(uid, _)| uid)
+                .min()
+                .map(|uid| (uid.clone(), *from, to))
         })
     }
 
     fn least(&self, count: usize) -> Vec<u32> {
         let mut by_load = self.load.clone();
         by_load.sort_by_key(|(cpu, load)| (*load, *cpu));
-        let mut cpus: Vec<u32> = by_load.into_iter().take(count).map(|(cpu, _)| cpu).collect();
+        let mut cpus: Vec<u32> = by_load
+            .into_iter()
+            .take(count)
+            .map(|(cpu, _)| cpu)
+            .collect();
         cpus.sort_unstable();
         cpus
     }

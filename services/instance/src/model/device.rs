@@ -12,11 +12,15 @@ fn any(text: &str) -> Result<(), String> {
 }
 
 fn boolean(text: &str) -> Result<(), String> {
-    value::boolean(text).map(drop).ok_or_else(|| format!("Invalid value for a boolean: {text:?}"))
+    value::boolean(text)
+        .map(drop)
+        .ok_or_else(|| format!("Invalid value for a boolean: {text:?}"))
 }
 
 fn number(text: &str) -> Result<(), String> {
-    text.parse::<u32>().map(drop).map_err(|_| format!("Invalid number: {text:?}"))
+    text.parse::<u32>()
+        .map(drop)
+        .map_err(|_| format!("Invalid number: {text:?}"))
 }
 
 fn mode(text: &str) -> Result<(), String> {
@@ -44,8 +48,18 @@ fn absolute(text: &str) -> Result<(), String> {
 
 /// Options that LXD has and this version does not; refused by name rather than ignored.
 const UNSUPPORTED_DISK: [&str; 13] = [
-    "size.state", "propagation", "limits.read", "limits.write", "limits.max", "raw.mount.options",
-    "ceph.cluster_name", "ceph.user_name", "io.bus", "io.cache", "io.threads", "source.snapshot",
+    "size.state",
+    "propagation",
+    "limits.read",
+    "limits.write",
+    "limits.max",
+    "raw.mount.options",
+    "ceph.cluster_name",
+    "ceph.user_name",
+    "io.bus",
+    "io.cache",
+    "io.threads",
+    "source.snapshot",
     "source.type",
 ];
 
@@ -86,10 +100,26 @@ const NIC: &[(&str, Check)] = &[
 ];
 
 const UNSUPPORTED_NIC: [&str; 20] = [
-    "ipv4.routes.external", "ipv6.routes.external", "vlan", "vlan.tagged", "gvrp", "mode",
-    "ipv4.gateway", "ipv6.gateway", "ipv4.host_address", "ipv6.host_address", "ipv4.host_table",
-    "ipv6.host_table", "ipv4.neighbor_probe", "ipv6.neighbor_probe", "security.acls",
-    "limits.priority", "queue.tx.length", "maas.subnet.ipv4", "maas.subnet.ipv6", "acceleration",
+    "ipv4.routes.external",
+    "ipv6.routes.external",
+    "vlan",
+    "vlan.tagged",
+    "gvrp",
+    "mode",
+    "ipv4.gateway",
+    "ipv6.gateway",
+    "ipv4.host_address",
+    "ipv6.host_address",
+    "ipv4.host_table",
+    "ipv6.host_table",
+    "ipv4.neighbor_probe",
+    "ipv6.neighbor_probe",
+    "security.acls",
+    "limits.priority",
+    "queue.tx.length",
+    "maas.subnet.ipv4",
+    "maas.subnet.ipv6",
+    "acceleration",
 ];
 
 const UNIX: &[(&str, Check)] = &[
@@ -103,8 +133,15 @@ const UNIX: &[(&str, Check)] = &[
     ("required", boolean),
 ];
 
-const OTHER_TYPES: [&str; 7] =
-    ["unix-hotplug", "usb", "gpu", "infiniband", "proxy", "tpm", "pci"];
+const OTHER_TYPES: [&str; 7] = [
+    "unix-hotplug",
+    "usb",
+    "gpu",
+    "infiniband",
+    "proxy",
+    "tpm",
+    "pci",
+];
 
 /// Permission bits of `0660` or `660`.
 pub fn octal(text: &str) -> Result<u32, String> {
@@ -172,7 +209,11 @@ fn validate_one(device_name: &str, device: &Device) -> Result<(), Error> {
             let what = format!("The device type {other:?} is not supported by this version");
             Err(wrong(device_name, "type", what))
         }
-        other => Err(wrong(device_name, "type", format!("Unsupported device type {other:?}"))),
+        other => Err(wrong(
+            device_name,
+            "type",
+            format!("Unsupported device type {other:?}"),
+        )),
     }
 }
 
@@ -196,11 +237,19 @@ fn check_options(
             return Err(wrong(device_name, option, why));
         }
         let Some((_, check)) = known.iter().find(|(name, _)| name == option) else {
-            return Err(wrong(device_name, option, format!("Invalid device option {option:?}")));
+            return Err(wrong(
+                device_name,
+                option,
+                format!("Invalid device option {option:?}"),
+            ));
         };
         if !text.is_empty() {
             check(text).map_err(|why| {
-                wrong(device_name, option, format!("Invalid value for device option {option:?}: {why}"))
+                wrong(
+                    device_name,
+                    option,
+                    format!("Invalid value for device option {option:?}: {why}"),
+                )
             })?;
         }
     }
@@ -208,17 +257,32 @@ fn check_options(
 }
 
 fn disk(device_name: &str, device: &Device) -> Result<(), Error> {
-    let (path, source, pool) =
-        (option(device, "path"), option(device, "source"), option(device, "pool"));
+    let (path, source, pool) = (
+        option(device, "path"),
+        option(device, "source"),
+        option(device, "pool"),
+    );
     if path.is_empty() {
-        return Err(wrong(device_name, "path", "Disk entry is missing the required \"path\" property".into()));
+        return Err(wrong(
+            device_name,
+            "path",
+            "Disk entry is missing the required \"path\" property".into(),
+        ));
     }
     if is_root(device) {
         if pool.is_empty() {
-            return Err(wrong(device_name, "pool", "Root disk entry must have a \"pool\" property set".into()));
+            return Err(wrong(
+                device_name,
+                "pool",
+                "Root disk entry must have a \"pool\" property set".into(),
+            ));
         }
         if !source.is_empty() {
-            return Err(wrong(device_name, "source", "Root disk entry may not have a \"source\" property set".into()));
+            return Err(wrong(
+                device_name,
+                "source",
+                "Root disk entry may not have a \"source\" property set".into(),
+            ));
         }
         return Ok(());
     }
@@ -226,18 +290,37 @@ fn disk(device_name: &str, device: &Device) -> Result<(), Error> {
         return Err(wrong(device_name, "path", format!("Invalid path {path:?}")));
     }
     if source.is_empty() {
-        return Err(wrong(device_name, "source", "Disk entry is missing the required \"source\" property".into()));
+        return Err(wrong(
+            device_name,
+            "source",
+            "Disk entry is missing the required \"source\" property".into(),
+        ));
     }
-    if source.starts_with("ceph:") || source.starts_with("cephfs:") || source.starts_with("cloud-init:") {
-        return Err(wrong(device_name, "source", format!("The source {source:?} is not supported by this version")));
+    if source.starts_with("ceph:")
+        || source.starts_with("cephfs:")
+        || source.starts_with("cloud-init:")
+    {
+        return Err(wrong(
+            device_name,
+            "source",
+            format!("The source {source:?} is not supported by this version"),
+        ));
     }
     if pool.is_empty() {
         absolute(source).map_err(|why| wrong(device_name, "source", why))?;
     } else if source.contains('/') {
-        return Err(wrong(device_name, "source", "Storage volumes cannot be specified as paths".into()));
+        return Err(wrong(
+            device_name,
+            "source",
+            "Storage volumes cannot be specified as paths".into(),
+        ));
     }
     if pool.is_empty() && !option(device, "size").is_empty() {
-        return Err(wrong(device_name, "size", "Only the root disk may have a size quota".into()));
+        return Err(wrong(
+            device_name,
+            "size",
+            "Only the root disk may have a size quota".into(),
+        ));
     }
     Ok(())
 }
@@ -251,31 +334,47 @@ fn nic(device_name: &str, device: &Device) -> Result<(), Error> {
     if !network.is_empty() {
         for refused in ["nictype", "parent", "mtu"] {
             if !option(device, refused).is_empty() {
-                let why = format!("Cannot use {refused:?} property in conjunction with \"network\" property");
+                let why = format!(
+                    "Cannot use {refused:?} property in conjunction with \"network\" property"
+                );
                 return Err(wrong(device_name, refused, why));
             }
         }
         return Ok(());
     }
     match nictype {
-        "bridged" | "macvlan" if option(device, "parent").is_empty() => {
-            Err(wrong(device_name, "parent", "Required device option \"parent\" is missing".into()))
-        }
+        "bridged" | "macvlan" if option(device, "parent").is_empty() => Err(wrong(
+            device_name,
+            "parent",
+            "Required device option \"parent\" is missing".into(),
+        )),
         "bridged" | "macvlan" | "p2p" => Ok(()),
         "ipvlan" | "routed" | "physical" | "sriov" | "ovn" => {
             let why = format!("The nictype {nictype:?} is not supported by this version");
             Err(wrong(device_name, "nictype", why))
         }
-        other => Err(wrong(device_name, "nictype", format!("Unsupported nictype {other:?}"))),
+        other => Err(wrong(
+            device_name,
+            "nictype",
+            format!("Unsupported nictype {other:?}"),
+        )),
     }
 }
 
 fn unix(device_name: &str, device: &Device) -> Result<(), Error> {
     if option(device, "source").is_empty() && option(device, "path").is_empty() {
-        return Err(wrong(device_name, "path", "Unix device entry is missing the required \"source\" or \"path\" property".into()));
+        return Err(wrong(
+            device_name,
+            "path",
+            "Unix device entry is missing the required \"source\" or \"path\" property".into(),
+        ));
     }
     if option(device, "major").is_empty() != option(device, "minor").is_empty() {
-        return Err(wrong(device_name, "minor", "Both \"major\" and \"minor\" are needed".into()));
+        return Err(wrong(
+            device_name,
+            "minor",
+            "Both \"major\" and \"minor\" are needed".into(),
+        ));
     }
     Ok(())
 }
@@ -284,10 +383,17 @@ fn unix(device_name: &str, device: &Device) -> Result<(), Error> {
 pub fn validate_expanded(devices: &Devices) -> Result<(), Error> {
     let mut roots = devices.iter().filter(|(_, d)| is_root(d));
     if roots.next().is_none() {
-        return Err(Error::invalid("devices", "Failed detecting root disk device: No root device could be found"));
+        return Err(Error::invalid(
+            "devices",
+            "Failed detecting root disk device: No root device could be found",
+        ));
     }
     if let Some((second, _)) = roots.next() {
-        return Err(wrong(second, "path", "More than one disk device at \"/\"".into()));
+        return Err(wrong(
+            second,
+            "path",
+            "More than one disk device at \"/\"".into(),
+        ));
     }
     let mut paths: Vec<(String, &str)> = Vec::new();
     let mut links: Vec<&str> = Vec::new();
@@ -321,7 +427,10 @@ pub fn guest_path(device: &Device) -> String {
         "" => option(device, "source"),
         path => path,
     };
-    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    let parts: Vec<&str> = path
+        .split('/')
+        .filter(|p| !p.is_empty() && *p != ".")
+        .collect();
     format!("/{}", parts.join("/"))
 }
 
@@ -331,7 +440,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn device(options: &[(&str, &str)]) -> Device {
-        options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        options
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
     }
 
     fn check(options: &[(&str, &str)]) -> Result<(), Error> {
@@ -342,13 +454,32 @@ mod tests {
     fn good_devices_pass() {
         for options in [
             &[("type", "none")][..],
-            &[("type", "disk"), ("path", "/"), ("pool", "default"), ("size", "5GiB")],
-            &[("type", "disk"), ("path", "/mnt/x"), ("source", "/srv"), ("readonly", "true")],
-            &[("type", "disk"), ("path", "/data"), ("source", "vol1"), ("pool", "default")],
+            &[
+                ("type", "disk"),
+                ("path", "/"),
+                ("pool", "default"),
+                ("size", "5GiB"),
+            ],
+            &[
+                ("type", "disk"),
+                ("path", "/mnt/x"),
+                ("source", "/srv"),
+                ("readonly", "true"),
+            ],
+            &[
+                ("type", "disk"),
+                ("path", "/data"),
+                ("source", "vol1"),
+                ("pool", "default"),
+            ],
             &[("type", "nic"), ("network", "lxdbr0"), ("name", "eth0")],
             &[("type", "nic"), ("nictype", "bridged"), ("parent", "br0")],
             &[("type", "nic"), ("nictype", "p2p")],
-            &[("type", "unix-char"), ("path", "/dev/ttyS0"), ("mode", "0660")],
+            &[
+                ("type", "unix-char"),
+                ("path", "/dev/ttyS0"),
+                ("mode", "0660"),
+            ],
         ] {
             assert!(check(options).is_ok(), "{options:?}");
         }
@@ -361,15 +492,48 @@ mod tests {
             (&[("type", "gpu")], "devices.d.type"),
             (&[("type", "disk"), ("path", "/")], "devices.d.pool"),
             (&[("type", "disk"), ("path", "/x")], "devices.d.source"),
-            (&[("type", "disk"), ("path", "/x"), ("source", "rel")], "devices.d.source"),
-            (&[("type", "disk"), ("path", "/../x"), ("source", "/srv")], "devices.d.path"),
-            (&[("type", "disk"), ("path", "//"), ("source", "/srv")], "devices.d.path"),
-            (&[("type", "disk"), ("path", "/x"), ("source", "/s"), ("bogus", "1")], "devices.d.bogus"),
+            (
+                &[("type", "disk"), ("path", "/x"), ("source", "rel")],
+                "devices.d.source",
+            ),
+            (
+                &[("type", "disk"), ("path", "/../x"), ("source", "/srv")],
+                "devices.d.path",
+            ),
+            (
+                &[("type", "disk"), ("path", "//"), ("source", "/srv")],
+                "devices.d.path",
+            ),
+            (
+                &[
+                    ("type", "disk"),
+                    ("path", "/x"),
+                    ("source", "/s"),
+                    ("bogus", "1"),
+                ],
+                "devices.d.bogus",
+            ),
             (&[("type", "nic")], "devices.d.nictype"),
-            (&[("type", "nic"), ("network", "n"), ("parent", "p")], "devices.d.parent"),
-            (&[("type", "nic"), ("nictype", "routed")], "devices.d.nictype"),
-            (&[("type", "nic"), ("network", "n"), ("name", "much-too-long-name")], "devices.d.name"),
-            (&[("type", "unix-char"), ("path", "/dev/x"), ("mode", "9")], "devices.d.mode"),
+            (
+                &[("type", "nic"), ("network", "n"), ("parent", "p")],
+                "devices.d.parent",
+            ),
+            (
+                &[("type", "nic"), ("nictype", "routed")],
+                "devices.d.nictype",
+            ),
+            (
+                &[
+                    ("type", "nic"),
+                    ("network", "n"),
+                    ("name", "much-too-long-name"),
+                ],
+                "devices.d.name",
+            ),
+            (
+                &[("type", "unix-char"), ("path", "/dev/x"), ("mode", "9")],
+                "devices.d.mode",
+            ),
         ] {
             let error = check(options).unwrap_err();
             assert_eq!(error.fields[0].field, field, "{options:?}");
@@ -387,7 +551,10 @@ mod tests {
         devices.remove("again");
         for name in ["a", "b"] {
             let path = if name == "a" { "/x/" } else { "//x" };
-            devices.insert(name.into(), device(&[("type", "disk"), ("path", path), ("source", "/s")]));
+            devices.insert(
+                name.into(),
+                device(&[("type", "disk"), ("path", path), ("source", "/s")]),
+            );
         }
         assert!(validate_expanded(&devices).is_err());
     }

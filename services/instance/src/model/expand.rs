@@ -43,12 +43,15 @@ impl Expanded {
 
     /// Devices that do something.
     pub fn active(&self) -> impl Iterator<Item = (&String, &super::record::Device)> {
-        self.devices.iter().filter(|(_, d)| d.get("type").is_some_and(|t| t != "none"))
+        self.devices
+            .iter()
+            .filter(|(_, d)| d.get("type").is_some_and(|t| t != "none"))
     }
 
     /// The disk at `/`.
     pub fn root_disk(&self) -> Option<(&String, &super::record::Device)> {
-        self.active().find(|(_, device)| super::device::is_root(device))
+        self.active()
+            .find(|(_, device)| super::device::is_root(device))
     }
 }
 
@@ -68,7 +71,10 @@ mod tests {
             project: "default".into(),
             name: name.into(),
             description: String::new(),
-            config: Config::from([("limits.cpu".into(), cpu.into()), (format!("user.{name}"), "1".into())]),
+            config: Config::from([
+                ("limits.cpu".into(), cpu.into()),
+                (format!("user.{name}"), "1".into()),
+            ]),
             devices: Devices::from([("eth0".into(), device("nic", name))]),
         };
         let profiles = [profile("a", "1"), profile("b", "2")];

@@ -39,12 +39,19 @@ impl IdSpace {
     /// `base..base+count` may be given.
     pub fn new(base: u32, count: u32) -> IdSpace {
         let base = u64::from(base);
-        IdSpace { base, end: base + u64::from(count), used: BTreeMap::new() }
+        IdSpace {
+            base,
+            end: base + u64::from(count),
+            used: BTreeMap::new(),
+        }
     }
 
     /// Marks a stored range; `false` when it overlaps another.
     pub fn take(&mut self, range: IdRange) -> bool {
-        let (base, end) = (u64::from(range.base), u64::from(range.base) + u64::from(range.len));
+        let (base, end) = (
+            u64::from(range.base),
+            u64::from(range.base) + u64::from(range.len),
+        );
         let before = self.used.range(..end).next_back();
         if before.is_some_and(|(b, len)| b + len > base) {
             return false;
@@ -72,7 +79,10 @@ impl IdSpace {
             return None;
         }
         self.used.insert(at, len64);
-        Some(IdRange { base: u32::try_from(at).ok()?, len })
+        Some(IdRange {
+            base: u32::try_from(at).ok()?,
+            len,
+        })
     }
 
     pub fn free(&mut self, range: IdRange) {
@@ -95,7 +105,10 @@ mod tests {
         assert!(space.allocate(65_536).is_none());
         space.free(second);
         assert_eq!(space.allocate(65_536), Some(second));
-        assert!(!space.take(IdRange { base: third.base + 1, len: 5 }));
+        assert!(!space.take(IdRange {
+            base: third.base + 1,
+            len: 5
+        }));
     }
 
     proptest! {

@@ -51,16 +51,34 @@ struct Key {
 }
 
 const fn key(name: &'static str, check: Check, change: Change, for_type: For) -> Key {
-    Key { name, check, change, for_type, support: Support::Done }
+    Key {
+        name,
+        check,
+        change,
+        for_type,
+        support: Support::Done,
+    }
 }
 
 const fn not_yet(name: &'static str, for_type: For) -> Key {
-    Key { name, check: any, change: Change::NextStart, for_type, support: Support::NotYet }
+    Key {
+        name,
+        check: any,
+        change: Change::NextStart,
+        for_type,
+        support: Support::NotYet,
+    }
 }
 
 const fn only(name: &'static str, check: Check, values: &'static [&'static str]) -> Key {
     let support = Support::Only(values);
-    Key { name, check, change: Change::Live, for_type: For::Any, support }
+    Key {
+        name,
+        check,
+        change: Change::Live,
+        for_type: For::Any,
+        support,
+    }
 }
 
 fn any(_: &str) -> Result<(), String> {
@@ -72,25 +90,37 @@ fn line(text: &str) -> Result<(), String> {
 }
 
 fn no_nul(text: &str) -> Result<(), String> {
-    if text.contains('\0') { Err("Value holds a NUL".to_owned()) } else { Ok(()) }
+    if text.contains('\0') {
+        Err("Value holds a NUL".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 fn boolean(text: &str) -> Result<(), String> {
-    value::boolean(text).map(drop).ok_or_else(|| format!("Invalid value for a boolean: {text:?}"))
+    value::boolean(text)
+        .map(drop)
+        .ok_or_else(|| format!("Invalid value for a boolean: {text:?}"))
 }
 
 fn integer(text: &str) -> Result<(), String> {
-    text.parse::<i64>().map(drop).map_err(|_| format!("Invalid value for an integer: {text:?}"))
+    text.parse::<i64>()
+        .map(drop)
+        .map_err(|_| format!("Invalid value for an integer: {text:?}"))
 }
 
 fn seconds(text: &str) -> Result<(), String> {
-    text.parse::<u32>().map(drop).map_err(|_| format!("Invalid number of seconds: {text:?}"))
+    text.parse::<u32>()
+        .map(drop)
+        .map_err(|_| format!("Invalid number of seconds: {text:?}"))
 }
 
 fn zero_to_ten(text: &str) -> Result<(), String> {
     match text.parse::<u8>() {
         Ok(0..=10) => Ok(()),
-        _ => Err(format!("Invalid value {text:?}: it must be between 0 and 10")),
+        _ => Err(format!(
+            "Invalid value {text:?}: it must be between 0 and 10"
+        )),
     }
 }
 
@@ -119,7 +149,9 @@ fn memory(text: &str) -> Result<(), String> {
 fn enforce(text: &str) -> Result<(), String> {
     match text {
         "hard" | "soft" => Ok(()),
-        _ => Err(format!("Invalid value {text:?}: it must be \"hard\" or \"soft\"")),
+        _ => Err(format!(
+            "Invalid value {text:?}: it must be \"hard\" or \"soft\""
+        )),
     }
 }
 
@@ -130,7 +162,9 @@ fn rlimit(text: &str) -> Result<(), String> {
 fn id_size(text: &str) -> Result<(), String> {
     match text.parse::<u32>() {
         Ok(65_536..=16_777_216) => Ok(()),
-        _ => Err(format!("Invalid value {text:?}: it must be between 65536 and 16777216")),
+        _ => Err(format!(
+            "Invalid value {text:?}: it must be between 65536 and 16777216"
+        )),
     }
 }
 
@@ -139,7 +173,9 @@ fn syscalls(text: &str) -> Result<(), String> {
 }
 
 fn uuid(text: &str) -> Result<(), String> {
-    uuid::Uuid::parse_str(text).map(drop).map_err(|_| format!("Invalid UUID: {text:?}"))
+    uuid::Uuid::parse_str(text)
+        .map(drop)
+        .map_err(|_| format!("Invalid UUID: {text:?}"))
 }
 
 fn expiry(text: &str) -> Result<(), String> {
@@ -180,7 +216,12 @@ const TABLE: &[Key] = {
         key("security.protection.delete", boolean, Live, Any),
         key("security.protection.shift", boolean, Live, Container),
         key("security.syscalls.deny", syscalls, NextStart, Container),
-        key("security.syscalls.deny_default", boolean, NextStart, Container),
+        key(
+            "security.syscalls.deny_default",
+            boolean,
+            NextStart,
+            Container,
+        ),
         only("security.devlxd", boolean, &["false", "0", "no", "off"]),
         key("snapshots.expiry", expiry, Live, Any),
         key("snapshots.pattern", line, Live, Any),
@@ -217,16 +258,34 @@ const TABLE: &[Key] = {
 
 /// Names that `limits.kernel.` takes.
 const KERNEL_LIMITS: [&str; 14] = [
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc",
-    "rtprio", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rtprio",
+    "sigpending",
+    "stack",
 ];
 
 fn find(name: &str) -> Option<&'static Key> {
-    let exact = TABLE.iter().find(|k| k.name == name && !name.ends_with('.'));
+    let exact = TABLE
+        .iter()
+        .find(|k| k.name == name && !name.ends_with('.'));
     exact.or_else(|| {
         // The longest prefix counts, so that `security.sev.x` is not taken for another family.
-        let prefixes = TABLE.iter().filter(|k| k.name.ends_with('.') && name.starts_with(k.name));
-        prefixes.filter(|k| name.len() > k.name.len()).max_by_key(|k| k.name.len())
+        let prefixes = TABLE
+            .iter()
+            .filter(|k| k.name.ends_with('.') && name.starts_with(k.name));
+        prefixes
+            .filter(|k| name.len() > k.name.len())
+            .max_by_key(|k| k.name.len())
     })
 }
 
@@ -279,7 +338,10 @@ fn validate_one(name: &str, text: &str, scope: Scope) -> Result<(), Error> {
         _ => {}
     }
     (key.check)(text).map_err(|why| {
-        Error::invalid(field.clone(), format!("Invalid config option {name:?}: {why}"))
+        Error::invalid(
+            field.clone(),
+            format!("Invalid config option {name:?}: {why}"),
+        )
     })?;
     if matches!(name, "volatile.uuid" | "volatile.cloud-init.instance-id") {
         uuid(text).map_err(|why| Error::invalid(field, why))?;
@@ -293,7 +355,9 @@ fn check_suffix(key: &Key, name: &str) -> Result<(), ()> {
         return Ok(());
     };
     let plain = |extra: &[u8]| {
-        suffix.bytes().all(|b| b.is_ascii_alphanumeric() || extra.contains(&b))
+        suffix
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || extra.contains(&b))
     };
     let fine = match key.name {
         "environment." => plain(b"_") && !suffix.as_bytes()[0].is_ascii_digit(),
@@ -337,7 +401,13 @@ mod tests {
     fn unknown_keys_are_named() {
         let error = check("limits.bogus", "1").unwrap_err();
         assert_eq!(error.message, "Unknown configuration key: limits.bogus");
-        for name in ["", "user.", "environment.A B", "environment.1A", "limits.kernel.magic"] {
+        for name in [
+            "",
+            "user.",
+            "environment.A B",
+            "environment.1A",
+            "limits.kernel.magic",
+        ] {
             assert!(check(name, "1").is_err(), "{name}");
         }
     }

@@ -13,15 +13,22 @@ pub struct HostSize {
 
 /// `limits.cpu`, when it is set.
 pub fn cpu(expanded: &Expanded) -> Option<CpuLimit> {
-    expanded.get("limits.cpu").and_then(|text| CpuLimit::parse(text).ok())
+    expanded
+        .get("limits.cpu")
+        .and_then(|text| CpuLimit::parse(text).ok())
 }
 
 /// All limits; `cpus` is where the guest was placed. Values were validated when they were stored.
 pub fn limits(expanded: &Expanded, cpus: Option<&[u32]>, host: HostSize) -> Limits {
-    let mut limits = Limits { cpuset_cpus: cpus.map(value::cpu_list), ..Limits::default() };
+    let mut limits = Limits {
+        cpuset_cpus: cpus.map(value::cpu_list),
+        ..Limits::default()
+    };
     cpu_share(expanded, &mut limits);
     memory(expanded, host, &mut limits);
-    limits.pids = expanded.get("limits.processes").and_then(|text| text.parse().ok());
+    limits.pids = expanded
+        .get("limits.processes")
+        .and_then(|text| text.parse().ok());
     limits.io_weight = number(expanded, "limits.disk.priority").map(|p| (p * 100).max(10));
     limits
 }
@@ -32,13 +39,17 @@ fn number(expanded: &Expanded, key: &str) -> Option<u16> {
 
 /// A weight of 1024 is a guest's normal one; a priority below 10 takes a little of it.
 fn cpu_share(expanded: &Expanded, limits: &mut Limits) {
-    let allowance =
-        expanded.get("limits.cpu.allowance").and_then(|text| Allowance::parse(text).ok());
+    let allowance = expanded
+        .get("limits.cpu.allowance")
+        .and_then(|text| Allowance::parse(text).ok());
     let priority = number(expanded, "limits.cpu.priority");
     let mut shares = None;
     match allowance {
         Some(Allowance::Soft(percent)) => shares = Some(1024 * percent / 100),
-        Some(Allowance::Hard { quota_us, period_us }) => {
+        Some(Allowance::Hard {
+            quota_us,
+            period_us,
+        }) => {
             limits.cpu_quota_us = Some(quota_us.max(1000));
             limits.cpu_period_us = Some(period_us);
         }
@@ -75,7 +86,11 @@ pub fn rlimits(expanded: &Expanded) -> Vec<Rlimit> {
     let kernel = expanded.config.iter().filter_map(|(key, text)| {
         let name = key.strip_prefix("limits.kernel.")?;
         let (soft, hard) = value::rlimit(text).ok()?;
-        Some(Rlimit { name: name.to_owned(), soft, hard })
+        Some(Rlimit {
+            name: name.to_owned(),
+            soft,
+            hard,
+        })
     });
     kernel.collect()
 }
@@ -85,9 +100,21 @@ mod tests {
     use super::*;
 
     fn of(pairs: &[(&str, &str)]) -> Limits {
-        let config = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let expanded = Expanded { config, ..Expanded::default() };
-        let limits = limits(&expanded, Some(&[0, 1]), HostSize { memory_bytes: 1 << 30 });
+        let config = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let expanded = Expanded {
+            config,
+            ..Expanded::default()
+        };
+        let limits = limits(
+            &expanded,
+            Some(&[0, 1]),
+            HostSize {
+                memory_bytes: 1 << 30,
+            },
+        );
         limits.validate().unwrap();
         limits
     }
@@ -102,18 +129,30 @@ mod tests {
             ("limits.disk.priority", "0"),
         ]);
         assert_eq!(limits.cpuset_cpus.as_deref(), Some("0-1"));
-        assert_eq!((limits.cpu_quota_us, limits.cpu_period_us), (Some(25_000), Some(100_000)));
-        assert_eq!((limits.memory_bytes, limits.swap_bytes), (Some(128 << 20), Some(0)));
+        assert_eq!(
+            (limits.cpu_quota_us, limits.cpu_period_us),
+            (Some(25_000), Some(100_000))
+        );
+        assert_eq!(
+            (limits.memory_bytes, limits.swap_bytes),
+            (Some(128 << 20), Some(0))
+        );
         assert_eq!((limits.pids, limits.io_weight), (Some(50), Some(10)));
     }
 
     #[test]
     fn shares_follow_allowance_and_priority() {
         assert_eq!(of(&[("limits.cpu.allowance", "50%")]).cpu_shares, Some(512));
-        let both = of(&[("limits.cpu.allowance", "50%"), ("limits.cpu.priority", "5")]);
+        let both = of(&[
+            ("limits.cpu.allowance", "50%"),
+            ("limits.cpu.priority", "5"),
+        ]);
         assert_eq!(both.cpu_shares, Some(507));
         assert_eq!(of(&[]).cpu_shares, None);
         let soft = of(&[("limits.memory", "50%"), ("limits.memory.enforce", "soft")]);
-        assert_eq!((soft.memory_bytes, soft.memory_soft_bytes), (None, Some((1 << 30) / 100 * 50)));
+        assert_eq!(
+            (soft.memory_bytes, soft.memory_soft_bytes),
+            (None, Some((1 << 30) / 100 * 50))
+        );
     }
 }

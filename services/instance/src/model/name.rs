@@ -14,7 +14,9 @@ pub fn instance(name: &str) -> Result<(), Error> {
         return Err(bad("Name must be 1-63 characters long"));
     }
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-        return Err(bad("Name can only contain alphanumeric and hyphen characters"));
+        return Err(bad(
+            "Name can only contain alphanumeric and hyphen characters",
+        ));
     }
     if name.as_bytes()[0].is_ascii_digit() || name.starts_with('-') {
         return Err(bad("Name must not start with a digit or a hyphen"));
@@ -36,8 +38,13 @@ fn segment(field: &'static str, kind: &str, name: &str) -> Result<(), Error> {
     if matches!(name, "." | "..") {
         return Err(bad("Name is reserved"));
     }
-    if name.chars().any(|c| c == '/' || c == '\\' || c.is_whitespace() || c.is_control()) {
-        return Err(bad("Name can't contain slashes, spaces or control characters"));
+    if name
+        .chars()
+        .any(|c| c == '/' || c == '\\' || c.is_whitespace() || c.is_control())
+    {
+        return Err(bad(
+            "Name can't contain slashes, spaces or control characters",
+        ));
     }
     Ok(())
 }
@@ -73,7 +80,17 @@ mod tests {
         for good in ["c1", "a", "Web-01", &"a".repeat(63)] {
             assert!(instance(good).is_ok(), "{good}");
         }
-        for bad in ["", "1c", "-a", "a-", "a_b", "a.b", "a/b", "ä", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "1c",
+            "-a",
+            "a-",
+            "a_b",
+            "a.b",
+            "a/b",
+            "ä",
+            &"a".repeat(64),
+        ] {
             assert!(instance(bad).is_err(), "{bad}");
         }
         assert!(snapshot("snap.0_1").is_ok());

@@ -1,5 +1,6 @@
 //! What a configuration needs of storage and network, and the difference between two of them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::device::{self, option};
@@ -66,14 +67,21 @@ fn volume(options: &Device) -> WantedVolume {
     WantedVolume {
         pool: option(options, "pool").to_owned(),
         root,
-        volume: if root { String::new() } else { option(options, "source").to_owned() },
+        volume: if root {
+            String::new()
+        } else {
+            option(options, "source").to_owned()
+        },
         config,
     }
 }
 
 fn port(uid: &str, name: &str, device_name: &str, options: &Device, config: &Config) -> WantedPort {
     let volatile = |what: &str| {
-        config.get(&format!("volatile.{device_name}.{what}")).cloned().unwrap_or_default()
+        config
+            .get(&format!("volatile.{device_name}.{what}"))
+            .cloned()
+            .unwrap_or_default()
     };
     let own = |key: &str, fallback: &str| match option(options, key) {
         "" => volatile(fallback),
@@ -98,7 +106,12 @@ impl WantedPort {
     fn same_link(&self, other: &WantedPort) -> bool {
         let parent = |p: &WantedPort| {
             let get = |k: &str| p.config.get(k).cloned().unwrap_or_default();
-            (p.network.clone(), get("nictype"), get("parent"), get("host_name"))
+            (
+                p.network.clone(),
+                get("nictype"),
+                get("parent"),
+                get("host_name"),
+            )
         };
         parent(self) == parent(other)
     }
@@ -137,7 +150,11 @@ pub fn difference(old: &Wanted, new: &Wanted) -> Result<Difference, Error> {
         }
     }
     for (name, volume) in &old.volumes {
-        if !new.volumes.get(name).is_some_and(|after| after.same_volume(volume)) {
+        if !new
+            .volumes
+            .get(name)
+            .is_some_and(|after| after.same_volume(volume))
+        {
             diff.surplus_volumes.insert(name.clone());
         }
     }
@@ -155,7 +172,11 @@ pub fn difference(old: &Wanted, new: &Wanted) -> Result<Difference, Error> {
         }
     }
     for (name, port) in &old.ports {
-        if !new.ports.get(name).is_some_and(|after| after.same_link(port)) {
+        if !new
+            .ports
+            .get(name)
+            .is_some_and(|after| after.same_link(port))
+        {
             diff.surplus_ports.insert(name.clone());
         }
     }
@@ -165,7 +186,11 @@ pub fn difference(old: &Wanted, new: &Wanted) -> Result<Difference, Error> {
 /// A root disk under another device name (a profile's `root` overridden by `disk0`) is the same volume.
 fn keep_root(old: &Wanted, new: &Wanted, diff: &mut Difference) -> Result<(), Error> {
     let root = |wanted: &Wanted| {
-        wanted.volumes.iter().find(|(_, v)| v.root).map(|(n, v)| (n.clone(), v.clone()))
+        wanted
+            .volumes
+            .iter()
+            .find(|(_, v)| v.root)
+            .map(|(n, v)| (n.clone(), v.clone()))
     };
     let (Some((old_name, old_root)), Some((new_name, new_root))) = (root(old), root(new)) else {
         return Ok(());
@@ -189,8 +214,10 @@ fn keep_root(old: &Wanted, new: &Wanted, diff: &mut Difference) -> Result<(), Er
 /// Gives every nic a name in the guest and a MAC, kept in `volatile.<device>.*`; forgets those of devices
 /// that are gone. `new_mac` gives a fresh address.
 pub fn fill_volatile(config: &mut Config, devices: &Devices, mut new_mac: impl FnMut() -> String) {
-    let nics: Vec<(&String, &Device)> =
-        devices.iter().filter(|(_, d)| option(d, "type") == "nic").collect();
+    let nics: Vec<(&String, &Device)> = devices
+        .iter()
+        .filter(|(_, d)| option(d, "type") == "nic")
+        .collect();
     let is_nic = |name: &str| nics.iter().any(|(n, _)| n.as_str() == name);
     config.retain(|key, _| match volatile_device(key) {
         Some((device, what)) => is_nic(device) || !matches!(what, "hwaddr" | "name" | "host_name"),
@@ -216,11 +243,13 @@ pub fn fill_volatile(config: &mut Config, devices: &Devices, mut new_mac: impl F
         let name_key = format!("volatile.{name}.name");
         if !option(device, "name").is_empty() {
             config.remove(&name_key);
-        } else if !config.contains_key(&name_key) {
-            let free = (0..).map(|n| format!("eth{n}")).find(|n| !taken.contains(n));
+        } else if let Entry::Vacant(vacant) = config.entry(name_key) {
+            let free = (0..)
+                .map(|n| format!("eth{n}"))
+                .find(|n| !taken.contains(n));
             let free = free.unwrap_or_else(|| "eth0".to_owned());
             taken.insert(free.clone());
-            config.insert(name_key, free);
+            vacant.insert(free);
         }
     }
 }
@@ -230,7 +259,11 @@ pub fn volatile_device(key: &str) -> Option<(&str, &str)> {
     let rest = key.strip_prefix("volatile.")?;
     ["hwaddr", "host_name", "name", "apply_quota"]
         .into_iter()
-        .find_map(|what| rest.strip_suffix(what)?.strip_suffix('.').map(|device| (device, what)))
+        .find_map(|what| {
+            rest.strip_suffix(what)?
+                .strip_suffix('.')
+                .map(|device| (device, what))
+        })
 }
 
 #[cfg(test)]
@@ -239,7 +272,10 @@ mod tests {
     use crate::model::expand::expand;
 
     fn device(options: &[(&str, &str)]) -> Device {
-        options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        options
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
     }
 
     fn of(devices: &Devices, config: &mut Config) -> Wanted {
@@ -257,7 +293,10 @@ mod tests {
         let mut config = Config::new();
         let mut devices = Devices::from([
             ("a".to_owned(), device(&[("type", "nic"), ("network", "n")])),
-            ("b".to_owned(), device(&[("type", "nic"), ("network", "n"), ("name", "eth0")])),
+            (
+                "b".to_owned(),
+                device(&[("type", "nic"), ("network", "n"), ("name", "eth0")]),
+            ),
         ]);
         let first = of(&devices, &mut config);
         assert_eq!(first.ports["a"].guest_name, "eth1");
@@ -271,17 +310,35 @@ mod tests {
     #[test]
     fn differences_keep_identity() {
         let mut config = Config::new();
-        let root = |size: &str| device(&[("type", "disk"), ("path", "/"), ("pool", "p"), ("size", size)]);
+        let root = |size: &str| {
+            device(&[
+                ("type", "disk"),
+                ("path", "/"),
+                ("pool", "p"),
+                ("size", size),
+            ])
+        };
         let old = Devices::from([
             ("root".to_owned(), root("1GiB")),
-            ("eth0".to_owned(), device(&[("type", "nic"), ("network", "n")])),
+            (
+                "eth0".to_owned(),
+                device(&[("type", "nic"), ("network", "n")]),
+            ),
         ]);
         let mut new = old.clone();
         let before = of(&old, &mut config);
         assert_eq!(difference(&before, &before).unwrap(), Difference::default());
         new.insert("root".into(), root("2GiB"));
         new.insert("eth0".into(), device(&[("type", "nic"), ("network", "m")]));
-        new.insert("data".into(), device(&[("type", "disk"), ("path", "/d"), ("pool", "p"), ("source", "v")]));
+        new.insert(
+            "data".into(),
+            device(&[
+                ("type", "disk"),
+                ("path", "/d"),
+                ("pool", "p"),
+                ("source", "v"),
+            ]),
+        );
         let diff = difference(&before, &of(&new, &mut config)).unwrap();
         assert!(diff.changed_volumes.contains("root") && diff.needed_volumes.contains("data"));
         assert!(diff.needed_ports.contains("eth0") && diff.surplus_ports.contains("eth0"));
@@ -289,7 +346,10 @@ mod tests {
         new.insert("disk0".into(), root("2GiB"));
         let diff = difference(&before, &of(&new, &mut config)).unwrap();
         assert!(!diff.needed_volumes.contains("disk0") && diff.changed_volumes.contains("disk0"));
-        new.insert("disk0".into(), device(&[("type", "disk"), ("path", "/"), ("pool", "q")]));
+        new.insert(
+            "disk0".into(),
+            device(&[("type", "disk"), ("path", "/"), ("pool", "q")]),
+        );
         assert!(difference(&before, &of(&new, &mut config)).is_err());
     }
 }

@@ -170,6 +170,9 @@ pub enum Status {
 impl Status {
     /// A guest's processes exist.
     pub fn is_active(self) -> bool {
-        matches!(self, Status::Running | Status::Freezing | Status::Frozen | Status::Stopping)
+        matches!(
+            self,
+            Status::Running | Status::Freezing | Status::Frozen | Status::Stopping
+        )
     }
 }

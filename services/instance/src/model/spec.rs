@@ -27,8 +27,13 @@ pub struct Host {
 pub type NodeLookup<'a> = &'a dyn Fn(&str) -> Option<(monitor::NodeKind, u32, u32)>;
 
 /// Capabilities with which a guest's root could change the host; a privileged guest's root is the host's.
-const PRIVILEGED_DROP: [&str; 5] =
-    ["sys_time", "sys_module", "sys_rawio", "mac_admin", "mac_override"];
+const PRIVILEGED_DROP: [&str; 5] = [
+    "sys_time",
+    "sys_module",
+    "sys_rawio",
+    "mac_admin",
+    "mac_override",
+];
 /// Means nothing outside the first user namespace; without it systemd skips mounts that would fail.
 const UNPRIVILEGED_DROP: [&str; 1] = ["sys_rawio"];
 
@@ -41,7 +46,11 @@ pub fn build(
     nodes: NodeLookup<'_>,
 ) -> Result<monitor::Spec, Error> {
     let privileged = expanded.privileged();
-    let drop: &[&str] = if privileged { &PRIVILEGED_DROP } else { &UNPRIVILEGED_DROP };
+    let drop: &[&str] = if privileged {
+        &PRIVILEGED_DROP
+    } else {
+        &UNPRIVILEGED_DROP
+    };
     Ok(monitor::Spec {
         version: monitor::SPEC_VERSION,
         uid: instance.uid.clone(),
@@ -95,7 +104,9 @@ pub fn environment(expanded: &Expanded) -> Vec<(String, String)> {
 
 fn prefixed(expanded: &Expanded, prefix: &str) -> Vec<(String, String)> {
     let pairs = expanded.config.iter();
-    pairs.filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.to_owned(), v.clone()))).collect()
+    pairs
+        .filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.to_owned(), v.clone())))
+        .collect()
 }
 
 /// An image that needs cgroup v1 says so.
@@ -112,7 +123,12 @@ pub fn idmap(instance: &Instance, privileged: bool) -> Vec<monitor::IdMap> {
         return Vec::new();
     }
     let range = instance.ids;
-    vec![monitor::IdMap { kind: monitor::IdKind::Both, host: range.base, ns: 0, len: range.len }]
+    vec![monitor::IdMap {
+        kind: monitor::IdKind::Both,
+        host: range.base,
+        ns: 0,
+        len: range.len,
+    }]
 }
 
 fn missing(what: &str, device_name: &str) -> Error {
@@ -130,12 +146,17 @@ pub fn root_attachment<'a>(
     let (name, _) = expanded
         .root_disk()
         .ok_or_else(|| Error::precondition("NO_ROOT_DISK", "The instance has no root disk"))?;
-    instance.attachments.get(name).ok_or_else(|| missing("attachment", name))
+    instance
+        .attachments
+        .get(name)
+        .ok_or_else(|| missing("attachment", name))
 }
 
 fn rootfs(instance: &Instance, expanded: &Expanded) -> Result<monitor::Attachment, Error> {
     let attachment = root_attachment(instance, expanded)?;
-    let readonly = expanded.root_disk().is_some_and(|(_, d)| device::flag(d, "readonly", false));
+    let readonly = expanded
+        .root_disk()
+        .is_some_and(|(_, d)| device::flag(d, "readonly", false));
     monitor_attachment("root", attachment, Some("rootfs"), readonly)
 }
 
@@ -147,7 +168,9 @@ pub fn monitor_attachment(
     readonly: bool,
 ) -> Result<monitor::Attachment, Error> {
     let refuse = |what: &str| {
-        Error::unimplemented(format!("Device {device_name:?}: {what} is not supported by this version"))
+        Error::unimplemented(format!(
+            "Device {device_name:?}: {what} is not supported by this version"
+        ))
     };
     let [mount] = attachment.mounts.as_slice() else {
         return Err(refuse("a volume of several mounts, or of none,"));
@@ -196,7 +219,9 @@ pub fn monitor_attachment(
 }
 
 fn mounts(instance: &Instance, expanded: &Expanded) -> Result<Vec<monitor::Mount>, Error> {
-    let disks = expanded.active().filter(|(_, d)| option(d, "type") == "disk" && !device::is_root(d));
+    let disks = expanded
+        .active()
+        .filter(|(_, d)| option(d, "type") == "disk" && !device::is_root(d));
     let mut mounts = disks
         .map(|(name, device)| mount(instance, name, device))
         .collect::<Result<Vec<_>, Error>>()?;
@@ -209,7 +234,10 @@ fn mounts(instance: &Instance, expanded: &Expanded) -> Result<Vec<monitor::Mount
 pub fn mount(instance: &Instance, name: &str, device: &Device) -> Result<monitor::Mount, Error> {
     let readonly = device::flag(device, "readonly", false);
     let attachment = if device::is_pool_disk(device) {
-        let attachment = instance.attachments.get(name).ok_or_else(|| missing("attachment", name))?;
+        let attachment = instance
+            .attachments
+            .get(name)
+            .ok_or_else(|| missing("attachment", name))?;
         monitor_attachment(name, attachment, None, readonly)?
     } else {
         let shift = device::flag(device, "shift", false);
@@ -218,7 +246,10 @@ pub fn mount(instance: &Instance, name: &str, device: &Device) -> Result<monitor
                 path: option(device, "source").to_owned(),
                 recursive: device::flag(device, "recursive", false),
             },
-            attr: monitor::MountAttr { ro: readonly, ..Default::default() },
+            attr: monitor::MountAttr {
+                ro: readonly,
+                ..Default::default()
+            },
             fs_uuid: None,
             ownership: match shift {
                 true => monitor::Ownership::Raw,
@@ -237,13 +268,18 @@ pub fn mount(instance: &Instance, name: &str, device: &Device) -> Result<monitor
 }
 
 fn nics(instance: &Instance, expanded: &Expanded) -> Result<Vec<monitor::PortSpec>, Error> {
-    let nics = expanded.active().filter(|(_, d)| option(d, "type") == "nic");
+    let nics = expanded
+        .active()
+        .filter(|(_, d)| option(d, "type") == "nic");
     nics.map(|(name, _)| nic(instance, name)).collect()
 }
 
 /// The link of a nic device.
 pub fn nic(instance: &Instance, name: &str) -> Result<monitor::PortSpec, Error> {
-    let port = instance.ports.get(name).ok_or_else(|| missing("port", name))?;
+    let port = instance
+        .ports
+        .get(name)
+        .ok_or_else(|| missing("port", name))?;
     port_spec(name, port)
 }
 
@@ -281,7 +317,9 @@ fn device_nodes(
     expanded: &Expanded,
     nodes: NodeLookup<'_>,
 ) -> Result<Vec<monitor::DeviceNode>, Error> {
-    let unix = expanded.active().filter(|(_, d)| option(d, "type").starts_with("unix-"));
+    let unix = expanded
+        .active()
+        .filter(|(_, d)| option(d, "type").starts_with("unix-"));
     let found = unix.map(|(name, device)| device_node(name, device, nodes));
     found.filter_map(Result::transpose).collect()
 }
@@ -333,7 +371,10 @@ mod tests {
     use crate::model::record::Devices;
 
     fn options(pairs: &[(&str, &str)]) -> Device {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
     }
 
     fn instance() -> Instance {
@@ -351,7 +392,10 @@ mod tests {
             can_idmap: true,
             target: String::new(),
         };
-        let root = Attachment { mounts: vec![mount], ..Attachment::default() };
+        let root = Attachment {
+            mounts: vec![mount],
+            ..Attachment::default()
+        };
         Instance {
             uid: "u".into(),
             project: "default".into(),
@@ -361,17 +405,37 @@ mod tests {
             ephemeral: false,
             config: Config::from([("environment.A".into(), "1".into())]),
             devices: Devices::from([
-                ("root".into(), options(&[("type", "disk"), ("path", "/"), ("pool", "p")])),
-                ("b".into(), options(&[("type", "disk"), ("path", "/a/b"), ("source", "/s")])),
-                ("z".into(), options(&[("type", "disk"), ("path", "/a"), ("source", "/s"), ("shift", "true")])),
-                ("tty".into(), options(&[("type", "unix-char"), ("path", "/dev/tty0")])),
+                (
+                    "root".into(),
+                    options(&[("type", "disk"), ("path", "/"), ("pool", "p")]),
+                ),
+                (
+                    "b".into(),
+                    options(&[("type", "disk"), ("path", "/a/b"), ("source", "/s")]),
+                ),
+                (
+                    "z".into(),
+                    options(&[
+                        ("type", "disk"),
+                        ("path", "/a"),
+                        ("source", "/s"),
+                        ("shift", "true"),
+                    ]),
+                ),
+                (
+                    "tty".into(),
+                    options(&[("type", "unix-char"), ("path", "/dev/tty0")]),
+                ),
             ]),
             profiles: vec![],
             create_time: 0,
             last_used_time: 0,
             generation: 0,
             running: false,
-            ids: IdRange { base: 1_000_000, len: 65_536 },
+            ids: IdRange {
+                base: 1_000_000,
+                len: 65_536,
+            },
             attachments: [("root".to_owned(), root)].into(),
             ports: [].into(),
         }
@@ -398,7 +462,9 @@ mod tests {
         let lookup = |_: &str| Some((monitor::NodeKind::Char, 4, 0));
         let spec = build(&instance, &expanded, 7, host(), &lookup).unwrap();
         spec.validate().unwrap();
-        let monitor::Source::HostPath { path, .. } = &spec.rootfs.source else { panic!() };
+        let monitor::Source::HostPath { path, .. } = &spec.rootfs.source else {
+            panic!()
+        };
         assert_eq!(path, "/pool/v/rootfs");
         let targets: Vec<&str> = spec.mounts.iter().map(|m| m.target.as_str()).collect();
         assert_eq!(targets, ["/a", "/a/b"]);
@@ -413,7 +479,10 @@ mod tests {
         let expanded = expand([], &instance.config, &instance.devices);
         let error = build(&instance, &expanded, 1, host(), &|_| None).unwrap_err();
         assert!(error.message.contains("\"tty\""), "{error}");
-        instance.devices.insert("eth0".into(), options(&[("type", "nic"), ("nictype", "p2p")]));
+        instance.devices.insert(
+            "eth0".into(),
+            options(&[("type", "nic"), ("nictype", "p2p")]),
+        );
         instance.devices.remove("tty");
         let expanded = expand([], &instance.config, &instance.devices);
         let error = build(&instance, &expanded, 1, host(), &|_| None).unwrap_err();

@@ -37,7 +37,10 @@ const ENOSYS: i32 = 38;
 impl Policy {
     /// `default` adds what is always dangerous; `extra` is the text of `security.syscalls.deny`.
     pub fn new(default: bool, extra: &str) -> Result<Policy, String> {
-        let denied = |name: &&str| Denied { name: (*name).to_owned(), action: Action::Errno(ENOSYS) };
+        let denied = |name: &&str| Denied {
+            name: (*name).to_owned(),
+            action: Action::Errno(ENOSYS),
+        };
         let mut all: Vec<Denied> = match default {
             true => DEFAULT.iter().map(denied).collect(),
             false => Vec::new(),
@@ -46,7 +49,10 @@ impl Policy {
             all.retain(|d| d.name != one.name);
             all.push(one);
         }
-        Ok(Policy { denied: all, no_forced_umount: default })
+        Ok(Policy {
+            denied: all,
+            no_forced_umount: default,
+        })
     }
 }
 
@@ -57,7 +63,10 @@ pub fn parse(text: &str) -> Result<Vec<Denied>, String> {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let bad = || format!("Invalid system call rule: {line}");
         let name = words[0];
-        if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+        if !name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        {
             return Err(bad());
         }
         let action = match words[1..] {
@@ -69,7 +78,10 @@ pub fn parse(text: &str) -> Result<Vec<Denied>, String> {
             },
             _ => return Err(bad()),
         };
-        denied.push(Denied { name: name.to_owned(), action });
+        denied.push(Denied {
+            name: name.to_owned(),
+            action,
+        });
     }
     Ok(denied)
 }
@@ -81,7 +93,13 @@ mod tests {
     #[test]
     fn rules_are_read() {
         let policy = Policy::new(true, "ptrace errno 1\nkexec_load kill\n").unwrap();
-        let find = |name: &str| policy.denied.iter().find(|d| d.name == name).map(|d| d.action);
+        let find = |name: &str| {
+            policy
+                .denied
+                .iter()
+                .find(|d| d.name == name)
+                .map(|d| d.action)
+        };
         assert_eq!(find("ptrace"), Some(Action::Errno(1)));
         assert_eq!(find("kexec_load"), Some(Action::Kill));
         assert_eq!(find("init_module"), Some(Action::Errno(38)));

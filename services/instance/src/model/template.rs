@@ -33,9 +33,14 @@ impl Trigger {
     }
 
     pub fn parse(text: &str) -> Option<Trigger> {
-        [Trigger::Create, Trigger::Copy, Trigger::Start, Trigger::Rename]
-            .into_iter()
-            .find(|t| t.name() == text)
+        [
+            Trigger::Create,
+            Trigger::Copy,
+            Trigger::Start,
+            Trigger::Rename,
+        ]
+        .into_iter()
+        .find(|t| t.name() == text)
     }
 }
 
@@ -61,15 +66,20 @@ struct Metadata {
 
 /// Templates by the path in the guest. The text is an image's: hostile until read.
 pub fn parse_metadata(yaml: &str) -> Result<BTreeMap<String, Template>, String> {
-    let metadata: Metadata = serde_yaml_ng::from_str(yaml).map_err(|e| format!("metadata.yaml: {e}"))?;
+    let metadata: Metadata =
+        serde_yaml_ng::from_str(yaml).map_err(|e| format!("metadata.yaml: {e}"))?;
     let templates = metadata.templates.unwrap_or_default();
     for (path, template) in &templates {
         if !path.starts_with('/') || path.split('/').any(|p| p == "..") {
-            return Err(format!("metadata.yaml: template path {path:?} is not absolute"));
+            return Err(format!(
+                "metadata.yaml: template path {path:?} is not absolute"
+            ));
         }
         let file = &template.template;
         if file.is_empty() || file.split('/').any(|p| matches!(p, "" | "." | "..")) {
-            return Err(format!("metadata.yaml: template file {file:?} is not below templates/"));
+            return Err(format!(
+                "metadata.yaml: template file {file:?} is not below templates/"
+            ));
         }
     }
     Ok(templates)
@@ -128,13 +138,18 @@ pub fn render(
     engine.set_fuel(Some(FUEL));
     let config = subject.expanded.config.clone();
     engine.add_function("config_get", move |key: &str, default: Option<&str>| {
-        config.get(key).cloned().unwrap_or_else(|| default.unwrap_or_default().to_owned())
+        config
+            .get(key)
+            .cloned()
+            .unwrap_or_else(|| default.unwrap_or_default().to_owned())
     });
     let fail = |e: minijinja::Error| format!("template {:?}: {e}", template.template);
     engine.add_template("template", source).map_err(fail)?;
     let mut out = Bounded(Vec::new());
     let compiled = engine.get_template("template").map_err(fail)?;
-    compiled.render_captured_to(context, &mut out).map_err(fail)?;
+    compiled
+        .render_captured_to(context, &mut out)
+        .map_err(fail)?;
     Ok(out.0)
 }
 
@@ -162,8 +177,12 @@ mod tests {
     fn run(source: &str) -> Result<String, String> {
         let mut expanded = Expanded::default();
         expanded.config.insert("user.x".into(), "<1>".into());
-        let subject =
-            Subject { name: "c1", architecture: "x86_64", ephemeral: false, expanded: &expanded };
+        let subject = Subject {
+            name: "c1",
+            architecture: "x86_64",
+            ephemeral: false,
+            expanded: &expanded,
+        };
         let template = Template {
             when: vec![],
             create_only: false,
@@ -176,16 +195,25 @@ mod tests {
 
     #[test]
     fn templates_see_their_instance() {
-        assert_eq!(run("{{ instance.name }} {{ container.name }}\n").unwrap(), "c1 c1\n");
+        assert_eq!(
+            run("{{ instance.name }} {{ container.name }}\n").unwrap(),
+            "c1 c1\n"
+        );
         assert_eq!(run("{{ config_get(\"user.x\", \"d\") }}").unwrap(), "<1>");
         assert_eq!(run("{{ config_get(\"user.y\", \"d\") }}").unwrap(), "d");
-        assert_eq!(run("{% if trigger == \"create\" %}{{ properties.p }}{% endif %}").unwrap(), "v");
+        assert_eq!(
+            run("{% if trigger == \"create\" %}{{ properties.p }}{% endif %}").unwrap(),
+            "v"
+        );
         assert_eq!(run("{{ nothing.at.all }}").unwrap(), "");
     }
 
     #[test]
     fn templates_cannot_run_away_or_read_files() {
-        assert!(run("{% for i in range(9000) %}{% for j in range(9000) %}x{% endfor %}{% endfor %}").is_err());
+        assert!(
+            run("{% for i in range(9000) %}{% for j in range(9000) %}x{% endfor %}{% endfor %}")
+                .is_err()
+        );
         assert!(run("{% include \"/etc/passwd\" %}").is_err());
     }
 

@@ -30,7 +30,9 @@ impl LiveChange {
 /// Keys whose value differs, set and unset ones.
 pub fn changed_keys(old: &Expanded, new: &Expanded) -> BTreeSet<String> {
     let all = old.config.keys().chain(new.config.keys());
-    all.filter(|k| old.config.get(*k) != new.config.get(*k)).cloned().collect()
+    all.filter(|k| old.config.get(*k) != new.config.get(*k))
+        .cloned()
+        .collect()
 }
 
 /// From one committed state to the next. Errors name a key that cannot change while the guest runs.
@@ -52,8 +54,16 @@ pub fn live_change(
     }
     let names: BTreeSet<&String> = old.1.devices.keys().chain(new.1.devices.keys()).collect();
     for name in names {
-        let before = old.1.devices.get(name).filter(|d| option(d, "type") != "none");
-        let after = new.1.devices.get(name).filter(|d| option(d, "type") != "none");
+        let before = old
+            .1
+            .devices
+            .get(name)
+            .filter(|d| option(d, "type") != "none");
+        let after = new
+            .1
+            .devices
+            .get(name)
+            .filter(|d| option(d, "type") != "none");
         let same = before == after
             && old.0.ports.get(name).map(link_of) == new.0.ports.get(name).map(link_of)
             && old.0.attachments.get(name) == new.0.attachments.get(name);
@@ -65,12 +75,25 @@ pub fn live_change(
 }
 
 /// What of a port makes the link; the rest is the network's business alone.
-fn link_of(port: &super::attachment::Port) -> (super::attachment::PortKind, [&str; 5], u32, &[String]) {
-    let names = [&port.host_name, &port.guest_name, &port.mac, &port.parent, &port.host_mac];
+fn link_of(
+    port: &super::attachment::Port,
+) -> (super::attachment::PortKind, [&str; 5], u32, &[String]) {
+    let names = [
+        &port.host_name,
+        &port.guest_name,
+        &port.mac,
+        &port.parent,
+        &port.host_mac,
+    ];
     (port.kind, names.map(String::as_str), port.mtu, &port.routes)
 }
 
-fn device_change(name: &str, before: Option<&Device>, after: Option<&Device>, change: &mut LiveChange) {
+fn device_change(
+    name: &str,
+    before: Option<&Device>,
+    after: Option<&Device>,
+    change: &mut LiveChange,
+) {
     if let Some(device) = before {
         match option(device, "type") {
             "disk" if !device::is_root(device) => {
@@ -112,7 +135,7 @@ fn is_own(key: &str) -> bool {
         "volatile.idmap.",
     ];
     let own = |o: &&str| key == *o || (o.ends_with('.') && key.starts_with(*o));
-    OWN.iter().any(|o| own(&o)) || (key.starts_with("volatile.") && key.ends_with(".host_name"))
+    OWN.iter().any(own) || (key.starts_with("volatile.") && key.ends_with(".host_name"))
 }
 
 /// A client's new configuration with the service's own keys as they are. Changing an id map is refused.
@@ -125,7 +148,11 @@ pub fn keep_own_keys(old: &keys::Config, new: &mut keys::Config) -> Result<(), E
         }
     }
     new.retain(|key, value| !is_own(key) && !value.is_empty());
-    new.extend(old.iter().filter(|(k, _)| is_own(k)).map(|(k, v)| (k.clone(), v.clone())));
+    new.extend(
+        old.iter()
+            .filter(|(k, _)| is_own(k))
+            .map(|(k, v)| (k.clone(), v.clone())),
+    );
     Ok(())
 }
 
@@ -137,12 +164,25 @@ mod tests {
     #[test]
     fn own_keys_stay_whatever_a_client_puts() {
         let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
-        let old = Config::from([pair("volatile.uuid", "1"), pair("volatile.eth0.hwaddr", "a"), pair("user.x", "1")]);
-        let mut new = Config::from([pair("volatile.uuid", "2"), pair("user.y", "1"), pair("user.z", "")]);
+        let old = Config::from([
+            pair("volatile.uuid", "1"),
+            pair("volatile.eth0.hwaddr", "a"),
+            pair("user.x", "1"),
+        ]);
+        let mut new = Config::from([
+            pair("volatile.uuid", "2"),
+            pair("user.y", "1"),
+            pair("user.z", ""),
+        ]);
         keep_own_keys(&old, &mut new).unwrap();
-        assert_eq!(new, Config::from([pair("volatile.uuid", "1"), pair("user.y", "1")]));
+        assert_eq!(
+            new,
+            Config::from([pair("volatile.uuid", "1"), pair("user.y", "1")])
+        );
         let old = Config::from([pair("volatile.idmap.base", "1")]);
-        assert!(keep_own_keys(&old, &mut Config::from([pair("volatile.idmap.base", "0")])).is_err());
+        assert!(
+            keep_own_keys(&old, &mut Config::from([pair("volatile.idmap.base", "0")])).is_err()
+        );
     }
 
     #[test]
@@ -161,6 +201,9 @@ mod tests {
         assert_eq!(changed_keys(&old, &new).len(), 0);
         new.config.insert("limits.cpu".into(), "2".into());
         new.devices.insert("d".into(), disk("/b"));
-        assert_eq!(changed_keys(&old, &new).into_iter().collect::<Vec<_>>(), ["limits.cpu"]);
+        assert_eq!(
+            changed_keys(&old, &new).into_iter().collect::<Vec<_>>(),
+            ["limits.cpu"]
+        );
     }
 }

@@ -36,13 +36,17 @@ const UNITS: [(&str, u64); 15] = [
 pub fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("Invalid value: {text}"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("Invalid value: {text}"))?;
     let factor = UNITS
         .iter()
         .find(|(name, _)| *name == unit)
         .map(|(_, factor)| *factor)
         .ok_or_else(|| format!("Unknown unit: {unit}"))?;
-    number.checked_mul(factor).ok_or_else(|| format!("Value is too large: {text}"))
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| format!("Value is too large: {text}"))
 }
 
 /// A memory limit: bytes, or a share of the host's memory as `50%`.
@@ -125,7 +129,13 @@ pub fn cpu_list(cpus: &[u32]) -> String {
             _ => parts.push((cpu, cpu)),
         }
     }
-    let text = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    let text = |(a, b): &(u32, u32)| {
+        if a == b {
+            a.to_string()
+        } else {
+            format!("{a}-{b}")
+        }
+    };
     parts.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
@@ -157,7 +167,10 @@ impl Allowance {
         if quota_us == 0 || !(1000..=1_000_000).contains(&period_us) {
             return Err(format!("{}: the period is between 1ms and 1000ms", bad()));
         }
-        Ok(Allowance::Hard { quota_us, period_us })
+        Ok(Allowance::Hard {
+            quota_us,
+            period_us,
+        })
     }
 }
 
@@ -165,7 +178,10 @@ impl Allowance {
 pub fn rlimit(text: &str) -> Result<(Option<u64>, Option<u64>), String> {
     let one = |part: &str| match part {
         "unlimited" => Ok(None),
-        number => number.parse().map(Some).map_err(|_| format!("Invalid kernel limit: {text}")),
+        number => number
+            .parse()
+            .map(Some)
+            .map_err(|_| format!("Invalid kernel limit: {text}")),
     };
     let (soft, hard) = text.split_once(':').unwrap_or((text, text));
     let (soft, hard) = (one(soft)?, one(hard)?);
@@ -240,7 +256,10 @@ mod tests {
             assert!(CpuLimit::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Allowance::parse("50%"), Ok(Allowance::Soft(50)));
-        let hard = Allowance::Hard { quota_us: 25_000, period_us: 100_000 };
+        let hard = Allowance::Hard {
+            quota_us: 25_000,
+            period_us: 100_000,
+        };
         assert_eq!(Allowance::parse("25ms/100ms"), Ok(hard));
         for bad in ["0%", "25ms", "25/100", "0ms/100ms", "1ms/5000ms"] {
             assert!(Allowance::parse(bad).is_err(), "{bad}");
@@ -253,7 +272,12 @@ mod tests {
         assert_eq!(rlimit("unlimited"), Ok((None, None)));
         assert!(rlimit("10:5").is_err());
         assert_eq!(mac("00:16:3E:aa:bb:cc").as_deref(), Ok("00:16:3e:aa:bb:cc"));
-        for bad in ["", "00:16:3e:aa:bb", "01:16:3e:aa:bb:cc", "0g:16:3e:aa:bb:cc"] {
+        for bad in [
+            "",
+            "00:16:3e:aa:bb",
+            "01:16:3e:aa:bb:cc",
+            "0g:16:3e:aa:bb:cc",
+        ] {
             assert!(mac(bad).is_err(), "{bad}");
         }
         assert!(expiry("1d 2H").is_ok());

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use berth_monitor::error::{Fault, FaultCode};
 use berth_monitor::frame::{self, Decoder};
 use berth_monitor::protocol::{
-    Ended, Event, ExecState, ExitReason, ExitStatus, FromMonitor, HelloReply, MemoryState, PROTOCOL_VERSION,
-    Reply, Request, StartExec, State, Status, StopHow, Stream, ToMonitor,
+    Ended, Event, ExecState, ExitReason, ExitStatus, FromMonitor, HelloReply, MemoryState,
+    PROTOCOL_VERSION, Reply, Request, StartExec, State, Status, StopHow, Stream, ToMonitor,
 };
 use berth_monitor::spec::Spec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,7 +60,10 @@ pub struct Fake {
 impl Fake {
     /// Logs and root directories are below `dir`.
     pub fn new(dir: PathBuf) -> Fake {
-        Fake { inner: Arc::default(), dir }
+        Fake {
+            inner: Arc::default(),
+            dir,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -69,7 +72,12 @@ impl Fake {
 
     /// Names of the requests that a guest got.
     pub fn requests(&self, uid: &str) -> Vec<String> {
-        self.lock().log.iter().filter(|(u, _)| u == uid).map(|(_, r)| r.clone()).collect()
+        self.lock()
+            .log
+            .iter()
+            .filter(|(u, _)| u == uid)
+            .map(|(_, r)| r.clone())
+            .collect()
     }
 
     /// The spec that a guest runs with.
@@ -85,7 +93,9 @@ impl Fake {
     pub fn refuse(&self, name: &str) {
         let mut inner = self.lock();
         inner.refuse.clear();
-        inner.refuse.extend((!name.is_empty()).then(|| name.to_owned()));
+        inner
+            .refuse
+            .extend((!name.is_empty()).then(|| name.to_owned()));
     }
 
     pub fn ignore_shutdown(&self, uid: &str) {
@@ -114,7 +124,9 @@ impl Fake {
     /// The guest reboots itself.
     pub fn reboot(&self, uid: &str) {
         let mut inner = self.lock();
-        let Some(guest) = inner.guests.get_mut(uid) else { return };
+        let Some(guest) = inner.guests.get_mut(uid) else {
+            return;
+        };
         guest.run += 1;
         let event = Event::Rebooted {
             run: guest.run,
@@ -132,7 +144,9 @@ impl Fake {
 }
 
 fn end(inner: &mut Inner, uid: &str, reason: ExitReason) {
-    let Some(guest) = inner.guests.remove(uid) else { return };
+    let Some(guest) = inner.guests.remove(uid) else {
+        return;
+    };
     let ended = Ended {
         uid: uid.to_owned(),
         generation: guest.spec.generation,
@@ -150,7 +164,11 @@ fn end(inner: &mut Inner, uid: &str, reason: ExitReason) {
 
 fn state(guest: &Guest) -> State {
     State {
-        status: if guest.frozen_by.is_empty() { Status::Running } else { Status::Frozen },
+        status: if guest.frozen_by.is_empty() {
+            Status::Running
+        } else {
+            Status::Frozen
+        },
         generation: guest.spec.generation,
         run: guest.run,
         init_pid: 2000 + guest.run as i32,
@@ -158,7 +176,11 @@ fn state(guest: &Guest) -> State {
         started_at_ms: 0,
         uptime_ms: 1,
         cpu_ns: Some(5),
-        memory: MemoryState { usage: Some(4096), limit: guest.spec.limits.memory_bytes, ..Default::default() },
+        memory: MemoryState {
+            usage: Some(4096),
+            limit: guest.spec.limits.memory_bytes,
+            ..Default::default()
+        },
         pids: Some(3),
         pids_limit: guest.spec.limits.pids,
         links: Vec::new(),
@@ -170,7 +192,10 @@ fn state(guest: &Guest) -> State {
 /// `SomeRequest { .. }` without what is in it.
 fn request_name(request: &Request) -> String {
     let text = format!("{request:?}");
-    text.split([' ', '(', '{']).next().unwrap_or_default().to_owned()
+    text.split([' ', '(', '{'])
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn no_guest() -> Fault {
@@ -195,9 +220,15 @@ impl Client {
         let name = request_name(&request);
         inner.log.push((self.uid.clone(), name.clone()));
         if inner.refuse.contains(&name) {
-            return Some(Err(Fault::new("fake", FaultCode::Kernel, format!("{name} was refused"))));
+            return Some(Err(Fault::new(
+                "fake",
+                FaultCode::Kernel,
+                format!("{name} was refused"),
+            )));
         }
-        let Some(guest) = inner.guests.get_mut(&self.uid) else { return Some(Err(no_guest())) };
+        let Some(guest) = inner.guests.get_mut(&self.uid) else {
+            return Some(Err(no_guest()));
+        };
         if guest.deaf {
             return None;
         }
@@ -239,15 +270,25 @@ impl Client {
                 guest.spec = *spec;
                 Ok(Reply::Done)
             }
-            Request::AddNic { .. } | Request::RemoveNic { .. } | Request::AddMount { .. }
-            | Request::RemoveMount { .. } | Request::AddDevice { .. } | Request::RemoveDevice { .. } => {
-                Ok(Reply::Done)
-            }
+            Request::AddNic { .. }
+            | Request::RemoveNic { .. }
+            | Request::AddMount { .. }
+            | Request::RemoveMount { .. }
+            | Request::AddDevice { .. }
+            | Request::RemoveDevice { .. } => Ok(Reply::Done),
             Request::StartExec(exec) => start_exec(guest, exec),
-            Request::AttachExec { exec_id, stdout_offset, .. } => {
+            Request::AttachExec {
+                exec_id,
+                stdout_offset,
+                ..
+            } => {
                 return Some(self.attach(guest, &exec_id, stdout_offset));
             }
-            Request::ExecStdin { exec_id, offset, eof } => {
+            Request::ExecStdin {
+                exec_id,
+                offset,
+                eof,
+            } => {
                 self.stdin(guest, &exec_id, offset, payload, eof);
                 Ok(Reply::Done)
             }
@@ -270,12 +311,17 @@ impl Client {
     }
 
     fn stop(&self, inner: &mut Inner, how: StopHow) -> Option<Result<Reply, Fault>> {
-        let ignores = inner.guests.get(&self.uid).is_some_and(|g| g.ignores_shutdown);
+        let ignores = inner
+            .guests
+            .get(&self.uid)
+            .is_some_and(|g| g.ignores_shutdown);
         match how {
             StopHow::Graceful { timeout_ms: 0 } if ignores => None,
-            StopHow::Graceful { .. } if ignores => {
-                Some(Err(Fault::new("stop", FaultCode::Timeout, "the guest did not stop in time")))
-            }
+            StopHow::Graceful { .. } if ignores => Some(Err(Fault::new(
+                "stop",
+                FaultCode::Timeout,
+                "the guest did not stop in time",
+            ))),
             StopHow::Graceful { .. } => {
                 end(inner, &self.uid, ExitReason::Halt);
                 Some(Ok(Reply::Done))
@@ -293,12 +339,24 @@ impl Client {
         let rest = output.get(from as usize..).unwrap_or_default().to_vec();
         let exec_id = id.to_owned();
         if !rest.is_empty() {
-            let event = Event::ExecOutput { exec_id: exec_id.clone(), stream: Stream::Stdout, offset: from };
+            let event = Event::ExecOutput {
+                exec_id: exec_id.clone(),
+                stream: Stream::Stdout,
+                offset: from,
+            };
             self.event(event, rest);
         }
         if let Some(status) = exec.status {
             let stdout_end = output.len() as u64;
-            self.event(Event::ExecExited { exec_id: exec_id.clone(), status, stdout_end, stderr_end: 0 }, vec![]);
+            self.event(
+                Event::ExecExited {
+                    exec_id: exec_id.clone(),
+                    status,
+                    stdout_end,
+                    stderr_end: 0,
+                },
+                vec![],
+            );
         }
         Ok(Reply::ExecAttached {
             exec_id,
@@ -311,7 +369,9 @@ impl Client {
 
     /// `cat`: what comes in goes out.
     fn stdin(&self, guest: &mut Guest, id: &str, offset: u64, payload: &[u8], eof: bool) {
-        let Some(exec) = guest.execs.get_mut(id) else { return };
+        let Some(exec) = guest.execs.get_mut(id) else {
+            return;
+        };
         let known = exec.stdin_offset.saturating_sub(offset) as usize;
         let fresh = payload.get(known..).unwrap_or_default().to_vec();
         let output = guest.outputs.entry(id.to_owned()).or_default();
@@ -320,14 +380,26 @@ impl Client {
         exec.stdin_offset += fresh.len() as u64;
         let exec_id = id.to_owned();
         if !fresh.is_empty() {
-            let event = Event::ExecOutput { exec_id: exec_id.clone(), stream: Stream::Stdout, offset: at };
+            let event = Event::ExecOutput {
+                exec_id: exec_id.clone(),
+                stream: Stream::Stdout,
+                offset: at,
+            };
             self.event(event, fresh);
         }
         if eof {
             exec.status = Some(ExitStatus::Code(0));
             let stdout_end = output.len() as u64;
             let status = ExitStatus::Code(0);
-            self.event(Event::ExecExited { exec_id, status, stdout_end, stderr_end: 0 }, vec![]);
+            self.event(
+                Event::ExecExited {
+                    exec_id,
+                    status,
+                    stdout_end,
+                    stderr_end: 0,
+                },
+                vec![],
+            );
         }
     }
 }
@@ -335,15 +407,28 @@ impl Client {
 fn start_exec(guest: &mut Guest, exec: StartExec) -> Result<Reply, Fault> {
     let id = exec.exec_id;
     if let Some(there) = guest.execs.get(&id) {
-        return Ok(Reply::ExecStarted { exec_id: id, pid: there.pid, already: true });
+        return Ok(Reply::ExecStarted {
+            exec_id: id,
+            pid: there.pid,
+            already: true,
+        });
     }
     let (status, output) = match exec.argv[0].as_str() {
         "true" => (Some(ExitStatus::Code(0)), Vec::new()),
         "false" => (Some(ExitStatus::Code(1)), Vec::new()),
-        "echo" => (Some(ExitStatus::Code(0)), format!("{}\n", exec.argv[1..].join(" ")).into_bytes()),
+        "echo" => (
+            Some(ExitStatus::Code(0)),
+            format!("{}\n", exec.argv[1..].join(" ")).into_bytes(),
+        ),
         "cat" => (None, Vec::new()),
         "missing" => return Err(Fault::new("exec", FaultCode::CommandNotFound, "not found")),
-        _ => return Err(Fault::new("exec", FaultCode::CommandNotExecutable, "not executable")),
+        _ => {
+            return Err(Fault::new(
+                "exec",
+                FaultCode::CommandNotExecutable,
+                "not executable",
+            ));
+        }
     };
     let pid = 3000 + guest.execs.len() as i32;
     let end = output.len() as u64;
@@ -361,12 +446,20 @@ fn start_exec(guest: &mut Guest, exec: StartExec) -> Result<Reply, Fault> {
         },
     );
     guest.outputs.insert(id.clone(), output);
-    Ok(Reply::ExecStarted { exec_id: id, pid, already: false })
+    Ok(Reply::ExecStarted {
+        exec_id: id,
+        pid,
+        already: false,
+    })
 }
 
 async fn serve(fake: Fake, uid: String, mut stream: UnixStream) {
     let (out, mut frames) = mpsc::unbounded_channel::<(FromMonitor, Vec<u8>)>();
-    let client = Client { fake: fake.clone(), uid: uid.clone(), out };
+    let client = Client {
+        fake: fake.clone(),
+        uid: uid.clone(),
+        out,
+    };
     let mut decoder = Decoder::new();
     let mut buffer = vec![0; 64 << 10];
     let mut tick = tokio::time::interval(std::time::Duration::from_millis(5));
@@ -411,7 +504,10 @@ impl Runtime for Fake {
         }
         let log = self.log_dir(uid);
         std::fs::create_dir_all(&log)?;
-        Ok((format!("/run/fake/{uid}"), log.to_string_lossy().into_owned()))
+        Ok((
+            format!("/run/fake/{uid}"),
+            log.to_string_lossy().into_owned(),
+        ))
     }
 
     async fn start(&self, spec: Spec) -> Result<Started, Fault> {
@@ -432,7 +528,10 @@ impl Runtime for Fake {
             spec,
         };
         inner.guests.insert(guest.spec.uid.clone(), guest);
-        Ok(Started { init_pid: 2001, monitor_pid: 1000 })
+        Ok(Started {
+            init_pid: 2001,
+            monitor_pid: 1000,
+        })
     }
 
     async fn connect(&self, uid: &str) -> io::Result<UnixStream> {

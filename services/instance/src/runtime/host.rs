@@ -35,7 +35,10 @@ pub struct Host {
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 impl Host {
@@ -55,12 +58,17 @@ impl Host {
 fn check_uid(uid: &str) -> io::Result<()> {
     match uuid::Uuid::parse_str(uid) {
         Ok(_) => Ok(()),
-        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "not an instance's uid")),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not an instance's uid",
+        )),
     }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)
 }
 
 #[async_trait::async_trait]
@@ -71,7 +79,10 @@ impl Runtime for Host {
         // Two mkdir on tmpfs and the state disk: shorter than a hop to another thread.
         make_dir(&run)?;
         make_dir(&log)?;
-        Ok((run.to_string_lossy().into_owned(), log.to_string_lossy().into_owned()))
+        Ok((
+            run.to_string_lossy().into_owned(),
+            log.to_string_lossy().into_owned(),
+        ))
     }
 
     async fn start(&self, spec: Spec) -> Result<Started, Fault> {
@@ -99,7 +110,14 @@ impl Runtime for Host {
         tokio::task::spawn_blocking(move || child.wait());
         read.map_err(fail)?;
         match berth_monitor::spawn::parse_report(&report)? {
-            StartReport::Ok { init_pid, monitor_pid, .. } => Ok(Started { init_pid, monitor_pid }),
+            StartReport::Ok {
+                init_pid,
+                monitor_pid,
+                ..
+            } => Ok(Started {
+                init_pid,
+                monitor_pid,
+            }),
             StartReport::Error(fault) => Err(fault),
         }
     }
@@ -172,7 +190,8 @@ impl Runtime for Host {
                 let socket = self.run(&uid).join("monitor.sock");
                 let asked = blocking(move || super::link_fds::open_root(&socket)).await;
                 let root = asked.map_err(Error::internal)?;
-                let Root { dir, userns } = root.map_err(|f| describe(f, "Reaching the guest's files"))?;
+                let Root { dir, userns } =
+                    root.map_err(|f| describe(f, "Reaching the guest's files"))?;
                 drop(userns);
                 Ok(GuestRoot { dir, ids })
             }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use berth_monitor::error::{Fault, FaultCode};
 use berth_monitor::frame::{self, Decoder};
-use berth_monitor::protocol::{Event, FromMonitor, HelloReply, PROTOCOL_VERSION, Reply, Request, ToMonitor};
+use berth_monitor::protocol::{
+    Event, FromMonitor, HelloReply, PROTOCOL_VERSION, Reply, Request, ToMonitor,
+};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -65,9 +67,18 @@ impl Link {
         let pending = Pending::default();
         tokio::spawn(write(writer, frames));
         tokio::spawn(read(reader, pending.clone(), sender));
-        let link = Link { queue, pending, next: Arc::new(AtomicU64::new(1)) };
+        let link = Link {
+            queue,
+            pending,
+            next: Arc::new(AtomicU64::new(1)),
+        };
         let (id, hello) = link.expect();
-        let greeting = ToMonitor { id, body: Request::Hello { version: PROTOCOL_VERSION } };
+        let greeting = ToMonitor {
+            id,
+            body: Request::Hello {
+                version: PROTOCOL_VERSION,
+            },
+        };
         if let Ok(bytes) = frame::encode(&greeting, &[]) {
             // The queue was made a moment ago and has room.
             let _ = link.queue.try_send(bytes);
@@ -89,24 +100,37 @@ impl Link {
     fn expect(&self) -> (u64, oneshot::Receiver<Answer>) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+        self.pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, sender);
         (id, receiver)
     }
 
     /// Asks and waits for the answer.
     pub async fn call(&self, body: Request) -> Result<(Reply, Bytes), LinkError> {
         let (id, receiver) = self.expect();
-        let _guard = Forget { pending: &self.pending, id };
-        let bytes = frame::encode(&ToMonitor { id, body }, &[])
-            .map_err(|e| LinkError::Fault(Fault::new("protocol", FaultCode::Invalid, e.to_string())))?;
+        let _guard = Forget {
+            pending: &self.pending,
+            id,
+        };
+        let bytes = frame::encode(&ToMonitor { id, body }, &[]).map_err(|e| {
+            LinkError::Fault(Fault::new("protocol", FaultCode::Invalid, e.to_string()))
+        })?;
         self.queue.send(bytes).await.map_err(|_| LinkError::Gone)?;
         let answer = receiver.await.map_err(|_| LinkError::Gone)?;
         answer.map_err(LinkError::Fault)
     }
 
     /// The same, with an end.
-    pub async fn call_within(&self, time: Duration, body: Request) -> Result<(Reply, Bytes), LinkError> {
-        tokio::time::timeout(time, self.call(body)).await.unwrap_or(Err(LinkError::Late))
+    pub async fn call_within(
+        &self,
+        time: Duration,
+        body: Request,
+    ) -> Result<(Reply, Bytes), LinkError> {
+        tokio::time::timeout(time, self.call(body))
+            .await
+            .unwrap_or(Err(LinkError::Late))
     }
 
     /// For requests that are answered with `Done`.
@@ -119,15 +143,20 @@ impl Link {
 
     /// Sends what wants no answer; waits while the queue is full.
     pub async fn send(&self, body: Request, payload: &[u8]) -> Result<(), LinkError> {
-        let bytes = frame::encode(&ToMonitor { id: 0, body }, payload)
-            .map_err(|e| LinkError::Fault(Fault::new("protocol", FaultCode::Invalid, e.to_string())))?;
+        let bytes = frame::encode(&ToMonitor { id: 0, body }, payload).map_err(|e| {
+            LinkError::Fault(Fault::new("protocol", FaultCode::Invalid, e.to_string()))
+        })?;
         self.queue.send(bytes).await.map_err(|_| LinkError::Gone)
     }
 }
 
 /// An answer of a kind that the request does not have.
 pub fn unexpected() -> LinkError {
-    LinkError::Fault(Fault::new("protocol", FaultCode::Invalid, "unexpected answer of the monitor"))
+    LinkError::Fault(Fault::new(
+        "protocol",
+        FaultCode::Invalid,
+        "unexpected answer of the monitor",
+    ))
 }
 
 /// A call that is dropped midway leaves nothing behind.
@@ -138,7 +167,10 @@ struct Forget<'a> {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.id);
     }
 }
 
@@ -163,7 +195,10 @@ async fn read(mut reader: OwnedReadHalf, pending: Pending, events: mpsc::Sender<
         loop {
             match decoder.next::<FromMonitor>() {
                 Ok(Some((FromMonitor::Reply { id, result }, payload))) => {
-                    let waiting = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                    let waiting = pending
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .remove(&id);
                     if let Some(waiting) = waiting {
                         // The caller may have gone away meanwhile.
                         let _ = waiting.send(result.map(|reply| (reply, Bytes::from(payload))));
@@ -183,5 +218,8 @@ async fn read(mut reader: OwnedReadHalf, pending: Pending, events: mpsc::Sender<
         }
     }
     // Everyone who waits learns that nothing will come.
-    pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    pending
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clear();
 }

@@ -24,7 +24,12 @@ pub(super) fn open_root(socket: &Path) -> Result<Root, Fault> {
     stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(fail)?;
     let mut bytes = Vec::new();
-    let bodies = [Request::Hello { version: PROTOCOL_VERSION }, Request::OpenRoot];
+    let bodies = [
+        Request::Hello {
+            version: PROTOCOL_VERSION,
+        },
+        Request::OpenRoot,
+    ];
     for (id, body) in (1..).zip(bodies) {
         let encoded = frame::encode(&ToMonitor { id, body }, &[]);
         bytes.extend(encoded.map_err(|e| fail(io::Error::other(e)))?);
@@ -34,10 +39,13 @@ pub(super) fn open_root(socket: &Path) -> Result<Root, Fault> {
     let mut fds = Vec::new();
     loop {
         let read = receive(&stream, &mut decoder, &mut fds).map_err(fail)?;
-        while let Some((frame, _)) =
-            decoder.next::<FromMonitor>().map_err(|e| fail(io::Error::other(e)))?
+        while let Some((frame, _)) = decoder
+            .next::<FromMonitor>()
+            .map_err(|e| fail(io::Error::other(e)))?
         {
-            let FromMonitor::Reply { id, result } = frame else { continue };
+            let FromMonitor::Reply { id, result } = frame else {
+                continue;
+            };
             match result? {
                 Reply::Root if id == 2 => return root(fds),
                 _ => {}
@@ -49,7 +57,11 @@ pub(super) fn open_root(socket: &Path) -> Result<Root, Fault> {
     }
 }
 
-fn receive(stream: &UnixStream, decoder: &mut Decoder, fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+fn receive(
+    stream: &UnixStream,
+    decoder: &mut Decoder,
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut buffer = vec![0; 16 << 10];
@@ -69,6 +81,10 @@ fn root(fds: Vec<OwnedFd>) -> Result<Root, Fault> {
     let mut fds = fds.into_iter();
     match (fds.next(), fds.next(), fds.next()) {
         (Some(dir), Some(userns), None) => Ok(Root { dir, userns }),
-        _ => Err(Fault::new("files", FaultCode::Invalid, "the monitor sent other descriptors than asked for")),
+        _ => Err(Fault::new(
+            "files",
+            FaultCode::Invalid,
+            "the monitor sent other descriptors than asked for",
+        )),
     }
 }

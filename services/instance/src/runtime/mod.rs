@@ -55,9 +55,15 @@ pub struct TemplateJob {
 /// Where a guest's files are.
 #[derive(Debug, Clone)]
 pub enum Place {
-    Running { uid: String, ids: IdView },
+    Running {
+        uid: String,
+        ids: IdView,
+    },
     /// The volume's top.
-    Stopped { attachment: Attachment, ids: IdView },
+    Stopped {
+        attachment: Attachment,
+        ids: IdView,
+    },
 }
 
 /// Where guests run. Instances are named by uid.

@@ -29,8 +29,14 @@ pub async fn for_guests(config: &crate::config::Config) -> anyhow::Result<Option
     // A scope ends with its last process, and is born with one: not with this service, which may end first.
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
     command.arg(HOLDER).env_clear().current_dir("/");
-    let mut holder = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let pid = holder.id().ok_or_else(|| anyhow::anyhow!("the scope's holder ended at once"))?;
+    let mut holder = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pid = holder
+        .id()
+        .ok_or_else(|| anyhow::anyhow!("the scope's holder ended at once"))?;
     let (group, made) = delegated(UNIT, pid).await?;
     if !made {
         // Another holder keeps it already.
@@ -57,7 +63,13 @@ async fn delegated(unit: &str, pid: u32) -> zbus::Result<(String, bool)> {
     let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
     let body = (unit, "fail", properties, auxiliary);
     let started = bus
-        .call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), "StartTransientUnit", &body)
+        .call_method(
+            Some(SYSTEMD),
+            MANAGER_PATH,
+            Some(MANAGER),
+            "StartTransientUnit",
+            &body,
+        )
         .await;
     let made = match started {
         Ok(_) => true,
@@ -74,12 +86,20 @@ async fn delegated(unit: &str, pid: u32) -> zbus::Result<(String, bool)> {
 async fn wait_for_cgroup(bus: &zbus::Connection, unit: &str) -> zbus::Result<String> {
     // The job is asynchronous; the group's path appears with it.
     for _ in 0..100 {
-        let found =
-            bus.call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), "GetUnit", &(unit,)).await?;
+        let found = bus
+            .call_method(
+                Some(SYSTEMD),
+                MANAGER_PATH,
+                Some(MANAGER),
+                "GetUnit",
+                &(unit,),
+            )
+            .await?;
         let path: OwnedObjectPath = found.body().deserialize()?;
         let wanted = ("org.freedesktop.systemd1.Scope", "ControlGroup");
-        let got =
-            bus.call_method(Some(SYSTEMD), &path, Some(PROPERTIES), "Get", &wanted).await?;
+        let got = bus
+            .call_method(Some(SYSTEMD), &path, Some(PROPERTIES), "Get", &wanted)
+            .await?;
         let value: OwnedVariant = got.body().deserialize()?;
         let group = String::try_from(value)?;
         if !group.is_empty() {
@@ -87,5 +107,7 @@ async fn wait_for_cgroup(bus: &zbus::Connection, unit: &str) -> zbus::Result<Str
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    Err(zbus::Error::Failure(format!("{unit} did not get a control group")))
+    Err(zbus::Error::Failure(format!(
+        "{unit} did not get a control group"
+    )))
 }

@@ -94,7 +94,11 @@ mod tests {
         let programs = Programs::default();
         let policy = Policy::new(true, "").unwrap();
         let first = programs.get(&policy).unwrap();
-        assert!(first.0.len() > 80 && first.0.len().is_multiple_of(8), "{}", first.0.len());
+        assert!(
+            first.0.len() > 80 && first.0.len().is_multiple_of(8),
+            "{}",
+            first.0.len()
+        );
         assert!(Arc::ptr_eq(&first, &programs.get(&policy).unwrap()));
         let other = Policy::new(true, "ptrace errno 1").unwrap();
         assert_ne!(first.0, programs.get(&other).unwrap().0);
@@ -102,7 +106,9 @@ mod tests {
 
     #[test]
     fn unknown_calls_are_named() {
-        let error = Programs::default().get(&Policy::new(true, "no_such_call").unwrap()).unwrap_err();
+        let error = Programs::default()
+            .get(&Policy::new(true, "no_such_call").unwrap())
+            .unwrap_err();
         assert!(error.message.contains("no_such_call"));
     }
 }

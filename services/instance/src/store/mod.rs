@@ -98,7 +98,10 @@ fn records<T: DeserializeOwned>(rows: &[Row]) -> Result<Vec<T>, Error> {
 impl Records {
     pub async fn open(config: &DatabaseConfig, node: &str) -> Result<Records, StoreError> {
         let store = Store::open(config, MIGRATIONS).await?;
-        Ok(Records { store, node: node.to_owned() })
+        Ok(Records {
+            store,
+            node: node.to_owned(),
+        })
     }
 
     pub fn store(&self) -> &Store {
@@ -108,7 +111,12 @@ impl Records {
     /// All instances of this node.
     pub async fn instances(&self) -> Result<Vec<Instance>, Error> {
         let sql = "SELECT record FROM instances WHERE node = $1 ORDER BY project, name";
-        let rows = self.store.read().fetch_all(sql, args![&self.node]).await.map_err(fault)?;
+        let rows = self
+            .store
+            .read()
+            .fetch_all(sql, args![&self.node])
+            .await
+            .map_err(fault)?;
         records(&rows)
     }
 
@@ -116,21 +124,38 @@ impl Records {
     pub async fn snapshots(&self) -> Result<Vec<(String, Snapshot)>, Error> {
         let sql = "SELECT s.instance_uid, s.record FROM snapshots s
                    JOIN instances i ON i.uid = s.instance_uid WHERE i.node = $1";
-        let rows = self.store.read().fetch_all(sql, args![&self.node]).await.map_err(fault)?;
-        let pairs = rows.iter().map(|row| Ok((row.text("instance_uid").map_err(fault)?, record(row)?)));
+        let rows = self
+            .store
+            .read()
+            .fetch_all(sql, args![&self.node])
+            .await
+            .map_err(fault)?;
+        let pairs = rows
+            .iter()
+            .map(|row| Ok((row.text("instance_uid").map_err(fault)?, record(row)?)));
         pairs.collect()
     }
 
     pub async fn profiles(&self) -> Result<Vec<Profile>, Error> {
         let sql = "SELECT record FROM profiles ORDER BY project, name";
-        let rows = self.store.read().fetch_all(sql, args![]).await.map_err(fault)?;
+        let rows = self
+            .store
+            .read()
+            .fetch_all(sql, args![])
+            .await
+            .map_err(fault)?;
         records(&rows)
     }
 
     /// The boot for which guests were last started.
     pub async fn boot_id(&self) -> Result<Option<String>, Error> {
         let sql = "SELECT boot_id FROM hosts WHERE node = $1";
-        let row = self.store.read().fetch_optional(sql, args![&self.node]).await.map_err(fault)?;
+        let row = self
+            .store
+            .read()
+            .fetch_optional(sql, args![&self.node])
+            .await
+            .map_err(fault)?;
         row.map(|r| r.text("boot_id")).transpose().map_err(fault)
     }
 
@@ -138,13 +163,18 @@ impl Records {
         let mut tx = self.store.begin().await.map_err(fault)?;
         let sql = "INSERT INTO hosts (node, boot_id) VALUES ($1, $2)
                    ON CONFLICT (node) DO UPDATE SET boot_id = excluded.boot_id";
-        tx.execute(sql, args![&self.node, boot_id]).await.map_err(fault)?;
+        tx.execute(sql, args![&self.node, boot_id])
+            .await
+            .map_err(fault)?;
         tx.commit().await.map_err(fault)
     }
 
     pub async fn begin(&self) -> Result<Change, Error> {
         let tx = self.store.begin().await.map_err(fault)?;
-        Ok(Change { tx, node: self.node.clone() })
+        Ok(Change {
+            tx,
+            node: self.node.clone(),
+        })
     }
 }
 
@@ -161,13 +191,17 @@ impl Change {
             instance.ids.len,
             json(instance)?
         ];
-        self.tx.execute(sql, values).await.map_err(|e| taken(e, "Instance", &instance.name))?;
+        self.tx
+            .execute(sql, values)
+            .await
+            .map_err(|e| taken(e, "Instance", &instance.name))?;
         Ok(())
     }
 
     /// Replaces the record; `uid` stays.
     pub async fn update_instance(&mut self, instance: &Instance) -> Result<(), Error> {
-        let sql = "UPDATE instances SET name = $1, id_base = $2, id_len = $3, record = $4 WHERE uid = $5";
+        let sql =
+            "UPDATE instances SET name = $1, id_base = $2, id_len = $3, record = $4 WHERE uid = $5";
         let values = args![
             &instance.name,
             instance.ids.base,
@@ -175,9 +209,16 @@ impl Change {
             json(instance)?,
             &instance.uid
         ];
-        let rows =
-            self.tx.execute(sql, values).await.map_err(|e| taken(e, "Instance", &instance.name))?;
-        if rows == 1 { Ok(()) } else { Err(Error::not_found("Instance", &instance.name)) }
+        let rows = self
+            .tx
+            .execute(sql, values)
+            .await
+            .map_err(|e| taken(e, "Instance", &instance.name))?;
+        if rows == 1 {
+            Ok(())
+        } else {
+            Err(Error::not_found("Instance", &instance.name))
+        }
     }
 
     pub async fn delete_instance(&mut self, uid: &str) -> Result<(), Error> {
@@ -186,35 +227,59 @@ impl Change {
         Ok(())
     }
 
-    pub async fn insert_snapshot(&mut self, instance: &str, snapshot: &Snapshot) -> Result<(), Error> {
+    pub async fn insert_snapshot(
+        &mut self,
+        instance: &str,
+        snapshot: &Snapshot,
+    ) -> Result<(), Error> {
         let sql = "INSERT INTO snapshots (uid, instance_uid, name, record) VALUES ($1, $2, $3, $4)";
         let values = args![&snapshot.uid, instance, &snapshot.name, json(snapshot)?];
-        self.tx.execute(sql, values).await.map_err(|e| taken(e, "Snapshot", &snapshot.name))?;
+        self.tx
+            .execute(sql, values)
+            .await
+            .map_err(|e| taken(e, "Snapshot", &snapshot.name))?;
         Ok(())
     }
 
     pub async fn update_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let sql = "UPDATE snapshots SET name = $1, record = $2 WHERE uid = $3";
         let values = args![&snapshot.name, json(snapshot)?, &snapshot.uid];
-        self.tx.execute(sql, values).await.map_err(|e| taken(e, "Snapshot", &snapshot.name))?;
+        self.tx
+            .execute(sql, values)
+            .await
+            .map_err(|e| taken(e, "Snapshot", &snapshot.name))?;
         Ok(())
     }
 
     pub async fn delete_snapshot(&mut self, uid: &str) -> Result<(), Error> {
-        self.tx.execute("DELETE FROM snapshots WHERE uid = $1", args![uid]).await.map_err(fault)?;
+        self.tx
+            .execute("DELETE FROM snapshots WHERE uid = $1", args![uid])
+            .await
+            .map_err(fault)?;
         Ok(())
     }
 
     pub async fn put_profile(&mut self, profile: &Profile) -> Result<(), Error> {
         let sql = "INSERT INTO profiles (uid, project, name, record) VALUES ($1, $2, $3, $4)
                    ON CONFLICT (uid) DO UPDATE SET name = excluded.name, record = excluded.record";
-        let values = args![&profile.uid, &profile.project, &profile.name, json(profile)?];
-        self.tx.execute(sql, values).await.map_err(|e| taken(e, "Profile", &profile.name))?;
+        let values = args![
+            &profile.uid,
+            &profile.project,
+            &profile.name,
+            json(profile)?
+        ];
+        self.tx
+            .execute(sql, values)
+            .await
+            .map_err(|e| taken(e, "Profile", &profile.name))?;
         Ok(())
     }
 
     pub async fn delete_profile(&mut self, uid: &str) -> Result<(), Error> {
-        self.tx.execute("DELETE FROM profiles WHERE uid = $1", args![uid]).await.map_err(fault)?;
+        self.tx
+            .execute("DELETE FROM profiles WHERE uid = $1", args![uid])
+            .await
+            .map_err(fault)?;
         Ok(())
     }
 
@@ -224,7 +289,10 @@ impl Change {
     }
 
     pub async fn answer(&mut self, answer: Answer) -> Result<(), Error> {
-        self.tx.finish_request(&answer.request_id, answer.bytes).await.map_err(fault)
+        self.tx
+            .finish_request(&answer.request_id, answer.bytes)
+            .await
+            .map_err(fault)
     }
 
     /// The answered change survives a power cut.

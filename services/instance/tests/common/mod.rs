@@ -1,5 +1,10 @@
 //! A service over an in-memory channel, with guests that exist only in memory.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses its part"
+)]
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -58,7 +63,9 @@ pub async fn open(database: &TestDatabase, fake: &Fake) -> Service {
 pub async fn open_with(database: &TestDatabase, fake: &Fake, facts: Facts) -> Service {
     let records = Records::open(&database.config, "node").await.unwrap();
     let runtime = Arc::new(fake.clone());
-    let app = App::open(settings(), facts, records, runtime, grpc::ENCODE).await.unwrap();
+    let app = App::open(settings(), facts, records, runtime, grpc::ENCODE)
+        .await
+        .unwrap();
     app.recover().await.unwrap();
     app.autostart().await.unwrap();
     let channel = berth_testkit::serve_in_memory(grpc::router(app.clone())).await;
@@ -81,19 +88,30 @@ pub async fn new() -> (Service, TestDatabase) {
 }
 
 pub fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect()
 }
 
 pub fn device(options: &[(&str, &str)]) -> proto::Device {
-    proto::Device { options: map(options) }
+    proto::Device {
+        options: map(options),
+    }
 }
 
 pub fn root() -> (String, proto::Device) {
-    ("root".into(), device(&[("type", "disk"), ("path", "/"), ("pool", "default")]))
+    (
+        "root".into(),
+        device(&[("type", "disk"), ("path", "/"), ("pool", "default")]),
+    )
 }
 
 pub fn nic() -> (String, proto::Device) {
-    ("eth0".into(), device(&[("type", "nic"), ("network", "br0")]))
+    (
+        "eth0".into(),
+        device(&[("type", "nic"), ("network", "br0")]),
+    )
 }
 
 pub fn attachment(name: &str, path: &Path) -> types::Attachment {
@@ -102,7 +120,9 @@ pub fn attachment(name: &str, path: &Path) -> types::Attachment {
         volume_uid: format!("v-{name}"),
         generation: 1,
         mounts: vec![types::attachment::Mount {
-            source: Some(types::attachment::mount::Source::HostPath(path.display().to_string())),
+            source: Some(types::attachment::mount::Source::HostPath(
+                path.display().to_string(),
+            )),
             ownership: types::Ownership::Raw.into(),
             can_idmap: true,
             ..Default::default()
@@ -113,7 +133,10 @@ pub fn attachment(name: &str, path: &Path) -> types::Attachment {
 
 pub fn port(needed: &proto::NeededPort) -> types::Port {
     types::Port {
-        name: format!("projects/default/networks/{}/ports/{}", needed.network, needed.port_id),
+        name: format!(
+            "projects/default/networks/{}/ports/{}",
+            needed.network, needed.port_id
+        ),
         kind: types::port::Kind::Bridged.into(),
         host_name: format!("veth{}", &needed.mac[9..].replace(':', "")),
         guest_name: needed.guest_name.clone(),
@@ -124,7 +147,11 @@ pub fn port(needed: &proto::NeededPort) -> types::Port {
 }
 
 impl Service {
-    pub async fn plan(&mut self, name: &str, instance: proto::Instance) -> Result<proto::InstancePlan, tonic::Status> {
+    pub async fn plan(
+        &mut self,
+        name: &str,
+        instance: proto::Instance,
+    ) -> Result<proto::InstancePlan, tonic::Status> {
         let request = proto::PlanCreateInstanceRequest {
             parent: PROJECT.into(),
             instance_id: name.into(),
@@ -132,11 +159,19 @@ impl Service {
             instance: Some(instance),
             ..Default::default()
         };
-        Ok(self.instances.plan_create_instance(request).await?.into_inner())
+        Ok(self
+            .instances
+            .plan_create_instance(request)
+            .await?
+            .into_inner())
     }
 
     /// Does what the gateway does: plans, makes what is needed, commits.
-    pub async fn create(&mut self, name: &str, instance: proto::Instance) -> Result<proto::Instance, tonic::Status> {
+    pub async fn create(
+        &mut self,
+        name: &str,
+        instance: proto::Instance,
+    ) -> Result<proto::Instance, tonic::Status> {
         let plan = self.plan(name, instance).await?;
         let request = commit(name, &plan);
         Ok(self.instances.create_instance(request).await?.into_inner())
@@ -144,32 +179,57 @@ impl Service {
 
     /// An instance with a root disk and a nic.
     pub async fn simple(&mut self, name: &str) -> proto::Instance {
-        let instance = proto::Instance { devices: [root(), nic()].into(), ..Default::default() };
+        let instance = proto::Instance {
+            devices: [root(), nic()].into(),
+            ..Default::default()
+        };
         self.create(name, instance).await.unwrap()
     }
 
     pub async fn start(&mut self, name: &str) -> Result<proto::Instance, tonic::Status> {
-        let request = proto::StartInstanceRequest { name: full(name), ..Default::default() };
+        let request = proto::StartInstanceRequest {
+            name: full(name),
+            ..Default::default()
+        };
         Ok(self.instances.start_instance(request).await?.into_inner())
     }
 
-    pub async fn stop(&mut self, name: &str, force: bool) -> Result<proto::Instance, tonic::Status> {
-        let request =
-            proto::StopInstanceRequest { name: full(name), force, timeout_seconds: 1, ..Default::default() };
+    pub async fn stop(
+        &mut self,
+        name: &str,
+        force: bool,
+    ) -> Result<proto::Instance, tonic::Status> {
+        let request = proto::StopInstanceRequest {
+            name: full(name),
+            force,
+            timeout_seconds: 1,
+            ..Default::default()
+        };
         Ok(self.instances.stop_instance(request).await?.into_inner())
     }
 
     pub async fn get(&mut self, name: &str) -> Result<proto::Instance, tonic::Status> {
         let view = proto::InstanceView::Full.into();
-        let request = proto::GetInstanceRequest { name: full(name), view };
+        let request = proto::GetInstanceRequest {
+            name: full(name),
+            view,
+        };
         Ok(self.instances.get_instance(request).await?.into_inner())
     }
 
     /// PATCH of configuration keys.
-    pub async fn set(&mut self, name: &str, pairs: &[(&str, &str)]) -> Result<proto::Instance, tonic::Status> {
+    pub async fn set(
+        &mut self,
+        name: &str,
+        pairs: &[(&str, &str)],
+    ) -> Result<proto::Instance, tonic::Status> {
         let paths = pairs.iter().map(|(k, _)| format!("config.{k}")).collect();
         let request = proto::UpdateInstanceRequest {
-            instance: Some(proto::Instance { name: full(name), config: map(pairs), ..Default::default() }),
+            instance: Some(proto::Instance {
+                name: full(name),
+                config: map(pairs),
+                ..Default::default()
+            }),
             update_mask: Some(prost_types::FieldMask { paths }),
             ..Default::default()
         };
@@ -178,11 +238,21 @@ impl Service {
 
     /// Actions of all events so far.
     pub async fn actions(&self) -> Vec<String> {
-        let events = self.app.records.store().events_after(0, 1000).await.unwrap();
+        let events = self
+            .app
+            .records
+            .store()
+            .events_after(0, 1000)
+            .await
+            .unwrap();
         events.into_iter().map(|e| e.event.action).collect()
     }
 
-    pub async fn wait_for(&mut self, name: &str, status: proto::instance::Status) -> proto::Instance {
+    pub async fn wait_for(
+        &mut self,
+        name: &str,
+        status: proto::instance::Status,
+    ) -> proto::Instance {
         for _ in 0..400 {
             let instance = self.get(name).await.unwrap();
             if instance.status == status as i32 {
@@ -190,7 +260,10 @@ impl Service {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("{name} did not become {status:?}: {:?}", self.get(name).await);
+        panic!(
+            "{name} did not become {status:?}: {:?}",
+            self.get(name).await
+        );
     }
 }
 
@@ -205,7 +278,11 @@ pub fn commit(name: &str, plan: &proto::InstancePlan) -> proto::CreateInstanceRe
             .iter()
             .map(|v| (v.device.clone(), attachment(name, Path::new("/pool/x"))))
             .collect(),
-        ports: plan.needed_ports.iter().map(|p| (p.device.clone(), port(p))).collect(),
+        ports: plan
+            .needed_ports
+            .iter()
+            .map(|p| (p.device.clone(), port(p)))
+            .collect(),
         ..Default::default()
     }
 }
