@@ -17,53 +17,88 @@ use support::TestPool;
 type Case = (&'static str, fn(&TestPool));
 
 const CASES: &[Case] = &[
-    ("a volume is made, published, found and removed", life),
-    (
-        "a copy is the same in everything and its own",
-        copies_are_faithful,
-    ),
-    ("a snapshot stays when its volume changes", snapshots_stay),
-    ("a sealed volume can still be copied", sealed),
-    ("subvolumes inside are copied and removed", nested),
-    ("a limit holds, and is lifted", limits),
-    ("usage is told for each volume", usage),
-    ("a tree deeper than any path is removed", deep),
-    ("what is absent is removed already", absent),
-    ("what is not known is set aside", set_aside),
-    ("a failed copy leaves nothing", failed_copy),
-    ("the pool opens again with everything in it", reopened),
-    ("space is told", space),
+    // A volume is made, published, found and removed.
+    ("life", life),
+    // A copy is the same in everything and its own.
+    ("copies_are_faithful", copies_are_faithful),
+    // A snapshot stays when its volume changes.
+    ("snapshots_stay", snapshots_stay),
+    // A sealed volume can still be copied.
+    ("sealed", sealed),
+    // Subvolumes inside are copied and removed.
+    ("nested", nested),
+    // A limit holds, and is lifted.
+    ("limits", limits),
+    // Usage is told for each volume.
+    ("usage", usage),
+    // A tree deeper than any path is removed.
+    ("deep", deep),
+    // What is absent is removed already.
+    ("absent", absent),
+    // What is not known is set aside.
+    ("set_aside", set_aside),
+    // A failed copy leaves nothing.
+    ("failed_copy", failed_copy),
+    // The pool opens again with everything in it.
+    ("reopened", reopened),
+    // Space is told.
+    ("space", space),
 ];
 
-// Not the libtest harness: the namespace must be taken while there is one thread.
+type Kind = (&'static str, fn() -> Option<TestPool>);
+
+const POOLS: &[Kind] = &[
+    ("dir", || Some(support::dir_pool())),
+    ("dir_on_xfs_with_quotas", support::dir_quota_pool),
+    ("dir_on_ext4_with_quotas", support::dir_ext4_quota_pool),
+    ("btrfs_in_a_loop_file", || Some(support::btrfs_pool())),
+    ("btrfs_in_a_directory", support::btrfs_path_pool),
+];
+
+/// Not the libtest harness: the namespace must be taken while there is one thread. Understands as
+/// much of its command line as cargo and nextest use.
 fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| args.iter().any(|a| a == flag);
+    let wanted = args.iter().find(|a| !a.starts_with('-') && *a != "terse");
+    let names = POOLS
+        .iter()
+        .flat_map(|pool| CASES.iter().map(move |case| (pool, case)));
+    let chosen: Vec<_> = names
+        .filter(|(pool, case)| {
+            let name = format!("{}::{}", pool.0, case.0);
+            match wanted {
+                Some(wanted) if has("--exact") => name == *wanted,
+                Some(wanted) => name.contains(wanted),
+                None => true,
+            }
+        })
+        .collect();
+    if has("--list") {
+        if !has("--ignored") {
+            for (pool, case) in chosen {
+                println!("{}::{}: test", pool.0, case.0);
+            }
+        }
+        return;
+    }
     if !support::is_root() {
         return;
     }
     support::private_mounts();
-    let pools: [fn() -> Option<TestPool>; 5] = [
-        || Some(support::dir_pool()),
-        support::dir_quota_pool,
-        support::dir_ext4_quota_pool,
-        || Some(support::btrfs_pool()),
-        support::btrfs_path_pool,
-    ];
-    let wanted = std::env::args()
-        .nth(1)
-        .filter(|a| !a.starts_with('-'))
-        .unwrap_or_default();
-    let mut ran = 0;
-    for make in pools {
-        for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&wanted)) {
-            let Some(pool) = make() else { break };
-            let started = std::time::Instant::now();
-            case(&pool);
-            println!("ok  {}: {name} ({:?})", pool.label, started.elapsed());
-            ran += 1;
+    let mut skipped = "";
+    for ((label, make), (name, case)) in chosen {
+        if *label == skipped {
+            continue;
         }
+        let Some(pool) = make() else {
+            skipped = label;
+            continue;
+        };
+        let started = std::time::Instant::now();
+        case(&pool);
+        println!("ok  {label}::{name} ({:?})", started.elapsed());
     }
-    assert!(ran > 0, "no case is called {wanted:?}");
-    println!("{ran} cases");
 }
 
 fn uid() -> String {

@@ -35,7 +35,7 @@ pub fn format(bytes: u64) -> String {
     ];
     UNITS
         .into_iter()
-        .find(|(factor, _)| bytes > 0 && bytes % factor == 0)
+        .find(|(factor, _)| bytes > 0 && bytes.is_multiple_of(*factor))
         .map_or_else(
             || format!("{bytes}B"),
             |(factor, unit)| format!("{}{unit}", bytes / factor),

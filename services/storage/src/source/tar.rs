@@ -438,7 +438,7 @@ impl<R: Read> TarReader<R> {
 }
 
 fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>> {
-    if numbers.len() % 2 != 0 || numbers.len() > MAX_SEGMENTS * 2 {
+    if !numbers.len().is_multiple_of(2) || numbers.len() > MAX_SEGMENTS * 2 {
         return Err(bad("a sparse file's map is malformed"));
     }
     Ok(numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect())
