@@ -199,11 +199,14 @@ fn header(headers: &HeaderMap, query: &Query) -> Result<Header, Failure> {
     }
     let properties: HashMap<String, String> =
         query::pairs(text("x-lxd-properties"))?.into_iter().collect();
-    let profiles = query::pairs(text("x-lxd-profiles"))?
+    let mut profiles: Vec<String> = query::pairs(text("x-lxd-profiles"))?
         .into_iter()
         .filter(|(key, _)| key == "profile")
         .map(|(_, name)| name)
         .collect();
+    if profiles.is_empty() {
+        profiles.push("default".to_owned());
+    }
     let public = matches!(
         text("x-lxd-public").to_ascii_lowercase().as_str(),
         "true" | "1" | "yes" | "on"

@@ -147,6 +147,7 @@ impl ImageService for Fake {
             let mut image = stored_image(&fingerprint, all.len());
             image.filename = header.filename;
             image.public = header.public;
+            image.profiles = header.profiles;
             image.properties.extend(header.properties);
             let stored = Stored { image, parts };
             state.images.insert(fingerprint.clone(), stored);
