@@ -59,7 +59,7 @@ pub fn validate_name(name: &str) -> Result<(), Error> {
 ///
 /// # Errors
 /// LXD's sentence.
-pub fn validate_snapshot_name(name: &str) -> Result<(), Error> {
+pub(super) fn validate_snapshot_name(name: &str) -> Result<(), Error> {
     let wrong = |why: &str| Err(Error::invalid("name", format!("Invalid snapshot name: {why}")));
     if name.is_empty() {
         return wrong("Cannot be empty");
