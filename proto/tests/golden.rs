@@ -1,4 +1,5 @@
 //! The API as text. Run with `BERTH_UPDATE_GOLDEN=1` to accept a change.
+#![allow(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
@@ -9,9 +10,16 @@ fn message(prefix: &str, m: &DescriptorProto, out: &mut Vec<String>) {
     for f in &m.field {
         let kind = match f.r#type() {
             Type::Message | Type::Enum => f.type_name().trim_start_matches('.').to_owned(),
-            scalar => scalar.as_str_name().trim_start_matches("TYPE_").to_lowercase(),
+            scalar => scalar
+                .as_str_name()
+                .trim_start_matches("TYPE_")
+                .to_lowercase(),
         };
-        let repeated = if f.label() == Label::Repeated { "repeated " } else { "" };
+        let repeated = if f.label() == Label::Repeated {
+            "repeated "
+        } else {
+            ""
+        };
         let optional = if f.proto3_optional() { "optional " } else { "" };
         let oneof = match f.oneof_index {
             Some(i) if !f.proto3_optional() => format!(" in {}", m.oneof_decl[i as usize].name()),
@@ -25,7 +33,12 @@ fn message(prefix: &str, m: &DescriptorProto, out: &mut Vec<String>) {
     }
     for e in &m.enum_type {
         for v in &e.value {
-            out.push(format!("enum {name}.{}.{} = {}", e.name(), v.name(), v.number()));
+            out.push(format!(
+                "enum {name}.{}.{} = {}",
+                e.name(),
+                v.name(),
+                v.number()
+            ));
         }
     }
     for nested in &m.nested_type {
@@ -60,7 +73,12 @@ fn listing() -> String {
         }
         for e in &file.enum_type {
             for v in &e.value {
-                out.push(format!("enum {package}.{}.{} = {}", e.name(), v.name(), v.number()));
+                out.push(format!(
+                    "enum {package}.{}.{} = {}",
+                    e.name(),
+                    v.name(),
+                    v.number()
+                ));
             }
         }
     }

@@ -1,4 +1,5 @@
 //! The runner: order, undo, retries, cancelling, and going on after a crash.
+#![allow(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,5 @@
 //! The store on both databases. PostgreSQL runs where BERTH_TEST_POSTGRES names a server.
+#![allow(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 use berth_store::{DatabaseConfig, Durability, Event, Fetch, Migration, Store, StoreError, args};
 
