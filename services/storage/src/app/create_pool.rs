@@ -158,7 +158,9 @@ async fn plan(
     }
     config.insert("source".to_owned(), setup.source.display().to_string());
     if setup.kind == SourceKind::Loop {
-        config.insert("size".to_owned(), size::format(setup.size));
+        config
+            .entry("size".to_owned())
+            .or_insert_with(|| size::format(setup.size));
     }
     Ok(PoolRow {
         uid,

@@ -291,10 +291,12 @@ impl Effect {
         let top = self.driver.open(&self.to)?;
         if self.collection == "custom" {
             // The volume's top is what the guest sees.
-            return rustix::fs::fchmod(&top, rustix::fs::Mode::from_raw_mode(0o711))
-                .doing(|| "setting a volume's mode");
+            rustix::fs::fchmod(&top, rustix::fs::Mode::from_raw_mode(0o711))
+                .doing(|| "setting a volume's mode")?;
+        } else {
+            host::fs::ensure_dir(&top, "rootfs", 0o755)?;
         }
-        host::fs::ensure_dir(&top, "rootfs", 0o755).map(drop)
+        self.driver.persist(&self.to)
     }
 }
 

@@ -213,6 +213,7 @@ pub async fn pool_round(app: &Arc<App>, pool: &OpenPool, first: bool) -> Result<
     }
     let name = pool.row.name.clone();
     let flush = !buried.is_empty();
+    let again = driver.clone();
     blocking(move || {
         tidy(
             driver.as_ref(),
@@ -226,8 +227,20 @@ pub async fn pool_round(app: &Arc<App>, pool: &OpenPool, first: bool) -> Result<
     })
     .await?;
     if flush {
+        // Only what is gone for sure: something may have been made anew since the first look.
+        let left: HashSet<String> = blocking(move || again.entries())
+            .await?
+            .into_iter()
+            .filter_map(|found| found.place)
+            .map(|place| place.uid)
+            .collect();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            buried.into_iter().partition(|t| left.contains(&t.uid));
+        if !kept.is_empty() {
+            app.mark_untidy();
+        }
         let mut tx = app.begin().await?;
-        Tombstone::forget(&mut tx, &buried).await.map_err(failed)?;
+        Tombstone::forget(&mut tx, &gone).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
     }
     Ok(())

@@ -261,6 +261,12 @@ pub trait Driver: Send + Sync {
         host::fs::space(&self.top().fd)
     }
 
+    /// Makes an empty volume outlast a power cut; copies do so by themselves or not at all.
+    fn persist(&self, place: &Place) -> Result<()> {
+        rustix::fs::fsync(self.open(place)?).doing(|| "writing a volume out")?;
+        rustix::fs::fsync(self.top().area(place.area)).doing(|| "writing a directory out")
+    }
+
     /// Waits a moment for the space of what was removed, where that comes back late.
     fn reclaim(&self) -> Result<()> {
         Ok(())
