@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
-use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use berth_gateway::app::operations::About;
 use berth_gateway::{App, Gateway};
 use berth_operations::{Patience, Record, State};
+use berth_proto::instance::Profile;
+use berth_store::Store;
 use berth_testkit::TestDatabase;
 use serde::Serialize;
 
@@ -17,13 +19,27 @@ use crate::fakes::Fakes;
 pub struct Bed {
     pub fakes: Fakes,
     database: TestDatabase,
+    /// Of the gateway that is open: a database has one user at a time.
+    store: Mutex<Option<Store>>,
 }
 
 impl Bed {
+    /// With the default profile that every instance service begins with.
     pub fn new() -> Self {
+        let fakes = Fakes::default();
+        let name = "projects/default/profiles/default";
+        fakes.instance.0.lock().profiles.insert(
+            name.into(),
+            Profile {
+                name: name.into(),
+                description: "Default LXD profile".into(),
+                ..Profile::default()
+            },
+        );
         Self {
-            fakes: Fakes::default(),
+            fakes,
             database: TestDatabase::sqlite(),
+            store: Mutex::default(),
         }
     }
 
@@ -34,6 +50,7 @@ impl Bed {
             .open(&[berth_operations::MIGRATION])
             .await
             .unwrap();
+        *self.store.lock().unwrap() = Some(store.clone());
         let app = Gateway::over(store, self.fakes.owners().await);
         app.operations.durable().set_patience(Patience {
             forward: Duration::from_millis(300),
@@ -42,11 +59,24 @@ impl Bed {
         app
     }
 
-    /// One that serves.
+    /// One that has taken up what was left unfinished. It does not follow the owners' events: the
+    /// tasks that do outlive it, and its database would stay in use.
     pub async fn begin(&self) -> App {
         let app = self.open().await;
-        app.begin().await.unwrap();
+        app.operations.durable().resume(&app).await.unwrap();
         app
+    }
+
+    /// Drops a gateway as a kill would.
+    pub async fn kill(&self, app: App) {
+        app.operations.durable().halt().await;
+        drop(app);
+        // Calls under way die with their tasks; what they had begun in an owner ends now.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let store = self.store.lock().unwrap().take();
+        if let Some(store) = store {
+            store.close().await;
+        }
     }
 }
 
@@ -66,17 +96,4 @@ pub async fn run(app: &App, saga: &str, params: &impl Serialize) -> Record {
 pub async fn done(app: &App, saga: &str, params: &impl Serialize) {
     let record = run(app, saga, params).await;
     assert_eq!(record.state, State::Succeeded, "{saga}: {:?}", record.failure);
-}
-
-/// Drops a gateway as a kill would.
-pub async fn kill(app: App) {
-    app.operations.durable().halt().await;
-    drop(app);
-    // Calls under way die with their tasks; what they had begun ends now.
-    tokio::time::sleep(Duration::from_millis(20)).await;
-}
-
-/// Unused halves of `Arc`s would keep a killed gateway alive.
-pub fn alone(app: &App) -> usize {
-    Arc::strong_count(app)
 }

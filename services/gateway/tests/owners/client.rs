@@ -1,5 +1,7 @@
 //! A client of the REST API, without a socket.
 
+#![allow(unreachable_pub)]
+
 use std::time::Duration;
 
 use axum::body::Body;

@@ -183,7 +183,7 @@ pub fn delete() -> Saga<crate::Gateway> {
             vec![Step::with_undo(
                 "release",
                 |ctx| Box::pin(release_old_name(ctx)),
-                |ctx| Box::pin(hold_old_name(ctx)),
+                |ctx| Box::pin(hold_if_there(ctx)),
             )],
             vec![Step::new("delete_profile", |ctx| {
                 Box::pin(async move {
@@ -203,6 +203,17 @@ async fn release_old_name(ctx: Context) -> Result<(), Error> {
 async fn hold_old_name(ctx: Context) -> Result<(), Error> {
     let old: Existing = ctx.params()?;
     holds::hold(&ctx.app.owners, &old.project, &old.uses, &old.name).await
+}
+
+/// What is gone after all holds nothing.
+async fn hold_if_there(ctx: Context) -> Result<(), Error> {
+    let old: Existing = ctx.params()?;
+    let request = instance::GetProfileRequest { name: old.name };
+    match answer(ctx.app.owners.profiles().get_profile(request).await) {
+        Ok(_) => hold_old_name(ctx).await,
+        Err(error) if error.code == berth_rpc::Code::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// `rename_profile`.
