@@ -13,7 +13,8 @@ use tokio_tungstenite::tungstenite::Message;
 use wire::Client;
 
 async fn client(bed: &Bed) -> Client {
-    let app = bed.begin().await;
+    let app = bed.open().await;
+    app.begin().await.unwrap();
     let client = Client::over(&app);
     client.arrange(&bed.fakes).await;
     client

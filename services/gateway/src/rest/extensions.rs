@@ -6,7 +6,7 @@ pub(super) struct Extension {
     /// Name that clients look for.
     pub(super) name: &'static str,
     /// A test function of this repository.
-    #[cfg_attr(not(test), allow(dead_code))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "read by the test below"))]
     pub(super) test: &'static str,
 }
 
@@ -49,15 +49,15 @@ pub(super) const EXTENSIONS: &[Extension] = &[
     ext("instance_snapshot_never", "snapshots_are_made_renamed_expired_and_deleted"),
     ext("instance_bulk_state_change", "a_bulk_change_reaches_every_instance"),
     ext("instance_all_projects", "all_projects_and_a_project_exclude_one_another"),
-    ext("projects", "only_the_default_project_exists"),
+    ext("projects", "only_the_default_project_is_there"),
     ext("entity_description", "patch_merges_config_per_key"),
     ext("container_image_properties", "a_launch_is_listed_with_its_state"),
-    ext("container_protection_delete", "a_launch_is_listed_with_its_state"),
     ext("storage", "pools_and_volumes_are_listed"),
     ext("storage_volume_state", "pools_and_volumes_are_listed"),
     ext("storage_volume_state_total", "pools_and_volumes_are_listed"),
     ext("storage_api_volume_snapshots", "pools_and_volumes_are_listed"),
-    ext("resource_limits", "a_launch_is_listed_with_its_state"),
+    ext("resources", "the_host_is_shown_as_far_as_it_is_told"),
+    ext("resources_v2", "the_host_is_shown_as_far_as_it_is_told"),
     ext("network", "networks_are_created_and_leases_listed"),
     ext("network_leases", "networks_are_created_and_leases_listed"),
     ext("network_leases_location", "networks_are_created_and_leases_listed"),
@@ -74,3 +74,61 @@ pub(super) const EXTENSIONS: &[Extension] = &[
     ext("usedby_consistency", "profiles_name_their_users"),
     ext("warnings", "warnings_are_listed"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    fn functions(directory: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                functions(&path, found);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let mut marked = false;
+                for line in text.lines().map(str::trim) {
+                    if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                        marked = true;
+                    } else if let Some((_, rest)) = line.split_once("fn ") {
+                        let name = rest.split('(').next().unwrap_or_default();
+                        if std::mem::take(&mut marked) {
+                            found.insert(name.to_owned());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_announced_extension_names_a_test_that_is_there() {
+        let mut found = BTreeSet::new();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        functions(&root.join("src"), &mut found);
+        functions(&root.join("tests"), &mut found);
+        for extension in EXTENSIONS {
+            assert!(
+                found.contains(extension.test),
+                "{} names {}, which is no test",
+                extension.name,
+                extension.test
+            );
+        }
+    }
+
+    #[test]
+    fn none_is_announced_twice_or_against_5_0_2() {
+        let names: BTreeSet<&str> = EXTENSIONS.iter().map(|e| e.name).collect();
+        assert_eq!(names.len(), EXTENSIONS.len());
+        for never in [
+            "storage_and_profile_operations",
+            "storage_and_network_operations",
+            "project_delete_operation",
+        ] {
+            assert!(!names.contains(never));
+        }
+    }
+}

@@ -165,7 +165,6 @@ struct SourceBody {
     source: String,
     project: String,
     refresh: bool,
-    live: bool,
     instance_only: bool,
     container_only: bool,
 }
@@ -221,9 +220,6 @@ impl SourceBody {
         }
         if self.refresh {
             return Err(Failure::unsupported("refreshing a copy"));
-        }
-        if self.live {
-            return Err(Failure::unsupported("copying a running instance's memory"));
         }
         let of = match self.source.split_once('/') {
             Some((instance, snapshot)) => {
