@@ -781,7 +781,7 @@ async fn one_stuck_guest_delays_no_list() {
         service.start(name).await.unwrap();
     }
     let uid = service.get("c2").await.unwrap().uid;
-    service.fake.make_deaf(&uid);
+    service.fake.make_deaf(&uid, true);
     let began = std::time::Instant::now();
     let request = proto::ListInstancesRequest {
         parent: "projects/-".into(),
@@ -850,6 +850,42 @@ fn a_restarted_service_takes_its_guests_over() {
         // Nothing is started again by a mere restart of the service.
         assert_eq!(service.fake.rendered().len(), 4);
         service.stop("runs", true).await.unwrap();
+    });
+}
+
+#[test]
+fn a_stuck_monitor_holds_up_no_restart() {
+    let lived = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let first = lived();
+    let (fake, db, uid) = first.block_on(async {
+        let (mut service, db) = new().await;
+        let uid = service.simple("stuck").await.uid;
+        service.simple("fine").await;
+        service.start("stuck").await.unwrap();
+        service.start("fine").await.unwrap();
+        (service.fake.clone(), db, uid)
+    });
+    first.shutdown_timeout(std::time::Duration::from_secs(5));
+    fake.make_deaf(&uid, true);
+    lived().block_on(async {
+        let began = std::time::Instant::now();
+        let mut service = open(&db, &fake).await;
+        assert!(began.elapsed() < std::time::Duration::from_secs(5));
+        assert_eq!(service.get("fine").await.unwrap().status(), Status::Running);
+        assert_eq!(service.get("stuck").await.unwrap().status(), Status::Error);
+        assert_eq!(
+            service.stop("stuck", true).await.unwrap_err().code(),
+            Code::Unavailable
+        );
+        fake.make_deaf(&uid, false);
+        service.wait_for("stuck", Status::Running).await;
+        service.stop("stuck", true).await.unwrap();
     });
 }
 

@@ -2,12 +2,17 @@
 //! leftovers are removed. Safe to run twice.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::watch::Connected;
 use super::{App, Run, Slot, event, lock};
 use crate::Error;
 use crate::model::limits;
 use crate::model::record::Status;
 use crate::model::value::CpuLimit;
+
+/// Between questions to a monitor that does not answer.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl App {
     /// Takes over what runs. The number of guests taken over.
@@ -42,6 +47,43 @@ impl App {
             true => self.connect_guest(slot).await,
             false => Ok(None),
         };
+        match self.recover_with(slot, connected).await {
+            Ok(runs) => runs,
+            Err(error) => {
+                tracing::error!(uid = slot.uid, %error, "a monitor is there and does not answer");
+                let message = "The instance's monitor does not answer".to_owned();
+                let run = slot.run();
+                slot.set_run(Run {
+                    status: Status::Error,
+                    message,
+                    ..run
+                });
+                let (app, slot) = (self.clone(), slot.clone());
+                tokio::spawn(async move { app.recover_later(&slot).await });
+                false
+            }
+        }
+    }
+
+    /// A stuck monitor holds up nobody; it is asked again until it answers or is gone.
+    async fn recover_later(self: Arc<Self>, slot: &Arc<Slot>) {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            let connected = self.connect_guest(slot).await;
+            if matches!(connected, Ok(None)) {
+                slot.set_run(Run::stopped(slot.record().generation));
+            }
+            if self.recover_with(slot, connected).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    async fn recover_with(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        connected: Result<Option<Connected>, Error>,
+    ) -> Result<bool, Error> {
         match connected {
             Ok(Some((link, events, state))) => {
                 let record = slot.record();
@@ -53,23 +95,13 @@ impl App {
                     self.write_found(slot, &run).await;
                 }
                 self.spawn_watch(slot, events);
-                true
+                Ok(true)
             }
             Ok(None) => {
                 self.recover_end(slot).await;
-                false
+                Ok(false)
             }
-            Err(error) => {
-                tracing::error!(uid = slot.uid, %error, "a monitor is there and does not answer");
-                let message = "The instance's monitor does not answer".to_owned();
-                let run = slot.run();
-                slot.set_run(Run {
-                    status: Status::Error,
-                    message,
-                    ..run
-                });
-                false
-            }
+            Err(error) => Err(error),
         }
     }
 

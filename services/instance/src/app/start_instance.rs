@@ -112,6 +112,7 @@ impl App {
         }
     }
 
+    #[tracing::instrument(skip_all)]
     async fn launch(&self, slot: &Slot, generation: i64) -> Result<Launched, Error> {
         let record = slot.record();
         let expanded = self.expand(&record);
@@ -147,6 +148,7 @@ impl App {
         })
     }
 
+    #[tracing::instrument(skip_all)]
     async fn commit_start(
         &self,
         slot: &Slot,
@@ -208,6 +210,7 @@ impl App {
     }
 
     /// Renders what is due. An image whose templates are known to hold nothing due costs no mount.
+    #[tracing::instrument(skip_all)]
     pub(super) async fn render_templates(
         &self,
         record: &Instance,

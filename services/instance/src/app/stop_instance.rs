@@ -57,6 +57,9 @@ impl App {
 
     async fn stop_now(&self, slot: &Arc<Slot>, how: StopHow, asked: Asked) -> Result<View, Error> {
         let before = slot.run();
+        if before.status == Status::Error {
+            return Err(Error::unavailable(before.message));
+        }
         let Some(link) = slot.link().filter(|_| before.status.is_active()) else {
             return Err(already_stopped());
         };
@@ -75,7 +78,12 @@ impl App {
                 timeout_ms: seconds * 1000,
             }
         };
-        match link.call(Request::Stop { how: request }).await {
+        let request = Request::Stop { how: request };
+        let answered = match how.force {
+            true => link.call_within(KILL_PATIENCE, request).await,
+            false => link.call(request).await,
+        };
+        match answered {
             // The monitor ends after it: its end may come before its answer.
             Ok(_) | Err(LinkError::Gone) => {}
             Err(LinkError::Fault(fault)) if fault.code == FaultCode::Timeout => {

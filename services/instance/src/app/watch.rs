@@ -12,8 +12,13 @@ use crate::runtime::link::{Events, Link};
 
 /// A monitor that lives takes a connection at once; it ended when none of these is taken.
 const RECONNECTS: u32 = 3;
+/// A monitor that lives greets at once; one that does not in this time is stuck.
+const GREETING: Duration = Duration::from_secs(2);
 /// Between tries to write down an end while the database refuses.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// A connection that hears events, and the guest's state at its beginning.
+pub(super) type Connected = (Link, Events, Box<State>);
 
 impl App {
     pub(super) fn spawn_watch(self: &Arc<Self>, slot: &Arc<Slot>, events: Events) {
@@ -99,10 +104,7 @@ impl App {
     }
 
     /// A connection that hears the monitor's events; `None` when there is no monitor.
-    pub(super) async fn connect_guest(
-        &self,
-        slot: &Slot,
-    ) -> Result<Option<(Link, Events, Box<State>)>, Error> {
+    pub(super) async fn connect_guest(&self, slot: &Slot) -> Result<Option<Connected>, Error> {
         use std::io::ErrorKind;
         let stream = match self.runtime.connect(&slot.uid).await {
             Ok(stream) => stream,
@@ -111,15 +113,16 @@ impl App {
             }
             Err(error) => return Err(Error::internal(error)),
         };
-        let (link, events, hello) = Link::greet(stream)
-            .await
+        let greeted = tokio::time::timeout(GREETING, Link::greet(stream)).await;
+        let (link, events, hello) = greeted
+            .map_err(|_| Error::unavailable("The instance's monitor does not answer"))?
             .map_err(|e| Error::internal(e.to_string()))?;
         if hello.uid != slot.uid {
             return Err(Error::internal(
                 "the monitor at this instance's socket is another's",
             ));
         }
-        match link.call(Request::Subscribe).await {
+        match link.call_within(GREETING, Request::Subscribe).await {
             Ok((Reply::State(state), _)) => Ok(Some((link, events, state))),
             Ok(_) => Err(Error::internal("unexpected answer of the monitor")),
             Err(error) => Err(Error::internal(error.to_string())),

@@ -105,9 +105,9 @@ impl Fake {
     }
 
     /// It goes on running and answers nothing.
-    pub fn make_deaf(&self, uid: &str) {
+    pub fn make_deaf(&self, uid: &str, deaf: bool) {
         if let Some(guest) = self.lock().guests.get_mut(uid) {
-            guest.deaf = true;
+            guest.deaf = deaf;
         }
     }
 

@@ -85,6 +85,7 @@ impl Runtime for Host {
         ))
     }
 
+    #[tracing::instrument(name = "monitor start", skip_all)]
     async fn start(&self, spec: Spec) -> Result<Started, Fault> {
         let fail = |e: io::Error| Fault::io("monitor", &e, "starting the monitor");
         // Left by an earlier run: it would be taken for this one's end.

@@ -24,6 +24,9 @@ const QUEUE: usize = 64;
 /// Events waiting to be read; a reader that does not keep up stops its own connection only.
 const EVENTS: usize = 256;
 
+/// A monitor that takes longer to do something is stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// One connection. Cheap to clone; it closes when the last clone is gone.
 #[derive(Debug, Clone)]
 pub struct Link {
@@ -133,9 +136,9 @@ impl Link {
             .unwrap_or(Err(LinkError::Late))
     }
 
-    /// For requests that are answered with `Done`.
+    /// For requests that are answered with `Done`, which all but a graceful stop are soon.
     pub async fn done(&self, body: Request) -> Result<(), LinkError> {
-        match self.call(body).await? {
+        match self.call_within(PATIENCE, body).await? {
             (Reply::Done, _) => Ok(()),
             _ => Err(unexpected()),
         }
