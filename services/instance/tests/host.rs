@@ -72,12 +72,17 @@ impl Bed {
     }
 
     async fn serve(&mut self) -> Api {
+        self.serve_with("").await
+    }
+
+    async fn serve_with(&mut self, failpoints: &str) -> Api {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(self.path("service.log"))
             .unwrap();
         let mut command = self.command();
+        command.env("BERTH_FAILPOINTS", failpoints);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -563,6 +568,57 @@ fn guests_and_execs_survive_the_service() {
         api.stop("c1", true).await;
     });
     // Purge (at the end of `bed`) kills c2.
+    let cgroup = bed.cgroup.clone();
+    drop(bed);
+    assert_eq!(cgroups(&cgroup), Vec::<PathBuf>::new());
+}
+
+/// The service dies at each step of a start; the retry of the request answers as if it had not.
+#[test]
+fn a_start_survives_a_crash_at_each_step() {
+    let mut bed = Bed::new("crash");
+    on_runtime(async {
+        let mut api = bed.serve().await;
+        let volume = bed.volume("v1");
+        api.create("c1", &volume).await;
+        for (at, point) in ["begin", "spawn", "spawned", "commit"].iter().enumerate() {
+            bed.kill();
+            let mut api = bed
+                .serve_with(&format!("instance.start.{point}=crash"))
+                .await;
+            let request = proto::StartInstanceRequest {
+                name: full("c1"),
+                request_id: format!("start-{at}"),
+                ..Default::default()
+            };
+            api.instances
+                .start_instance(request.clone())
+                .await
+                .unwrap_err();
+            bed.service.take().unwrap().wait().unwrap();
+            let mut api = bed.serve().await;
+            let started = api
+                .instances
+                .start_instance(request.clone())
+                .await
+                .unwrap()
+                .into_inner();
+            let wanted = i64::try_from(at).unwrap() + 1;
+            assert_eq!(
+                (started.status(), started.generation),
+                (Status::Running, wanted),
+                "{point}"
+            );
+            let again = api
+                .instances
+                .start_instance(request)
+                .await
+                .unwrap()
+                .into_inner();
+            assert_eq!(again.generation, wanted, "{point}");
+            api.stop("c1", true).await;
+        }
+    });
     let cgroup = bed.cgroup.clone();
     drop(bed);
     assert_eq!(cgroups(&cgroup), Vec::<PathBuf>::new());
