@@ -346,6 +346,45 @@ fn nics_are_born_in_the_guest_and_go_with_it() {
     assert!(ip("-o link").contains("br0"));
 }
 
+/// `host_name` is a user's choice: a link of the host's that has it stays.
+#[test]
+fn a_link_of_the_host_is_never_taken_for_a_leftover() {
+    let guest = guest(|_, _| {
+        ip("link add br0 type bridge");
+        ip("link add br1 type bridge");
+        ip("link add other0 type veth peer name other1");
+        ip("link set other0 master br1");
+        ip("link add lone0 type veth peer name lone1");
+    });
+    let mut client = guest.client();
+    for name in ["br0", "br1", "lo", "other0", "lone0"] {
+        let nic = serde_json::json!({"name": "n", "kind": "bridged", "parent": "br0", "host_name": name, "guest_name": "n0"});
+        let nic = serde_json::from_value(nic).unwrap();
+        let fault = client.call(Request::AddNic { nic }).unwrap_err();
+        assert_eq!(fault.code, FaultCode::Exists, "{name}: {fault}");
+        assert!(
+            ip("-o link").contains(&format!(" {name}")),
+            "{name} is gone"
+        );
+    }
+    // A veth on the same bridge is one.
+    ip("link add left0 type veth peer name left1");
+    ip("link set left0 master br0");
+    let nic = serde_json::json!({"name": "n", "kind": "bridged", "parent": "br0", "host_name": "left0", "guest_name": "n0"});
+    let nic = serde_json::from_value(nic).unwrap();
+    client.call(Request::AddNic { nic }).unwrap();
+    assert!(!ip("-o link").contains("left1"));
+    // Neither does the undoing of a start that failed remove it.
+    let refused = try_guest(|spec, _| {
+        ip("link add br0 type bridge");
+        let nic =
+            serde_json::json!({"name": "n", "kind": "p2p", "host_name": "br0", "guest_name": "n0"});
+        spec.nics = vec![serde_json::from_value(nic).unwrap()];
+    });
+    assert_eq!(refused.err().unwrap().code, FaultCode::Exists);
+    assert!(ip("-o link").contains(" br0"));
+}
+
 #[test]
 fn disks_come_and_go_with_the_guests_ids() {
     let share = tempfile::tempdir().unwrap();

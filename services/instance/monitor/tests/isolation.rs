@@ -353,3 +353,58 @@ fn clients_that_are_not_root_are_refused() {
     .unwrap();
     assert!(answer.is_empty());
 }
+
+/// CVE-2024-21626: a directory or command below /proc/self/fd would be one that the monitor has open.
+#[test]
+fn no_path_of_an_exec_or_of_init_leads_through_the_monitors_descriptors() {
+    let guest = guest(|_, _| {});
+    let mut client = guest.client();
+    for fd in 3..64 {
+        let mut exec = exec_of(&["ls", "-a"]);
+        exec.cwd = Some(format!("/proc/self/fd/{fd}"));
+        let fault = client.call(Request::StartExec(exec)).unwrap_err();
+        assert_eq!(fault.stage, "cwd", "descriptor {fd}: {fault}");
+        let exec = exec_of(&[&format!(
+            "/proc/self/fd/{fd}/../../../../../../../bin/busybox"
+        )]);
+        let fault = client.call(Request::StartExec(exec)).unwrap_err();
+        assert_eq!(fault.code, FaultCode::CommandNotFound, "{fd}: {fault}");
+    }
+    // A link of the guest's says the same.
+    guest.sh("ln -s /proc/self/fd/3 /link");
+    let mut exec = exec_of(&["ls", "-a"]);
+    exec.cwd = Some("/link".into());
+    assert_eq!(
+        client.call(Request::StartExec(exec)).unwrap_err().stage,
+        "cwd"
+    );
+    // Ordinary links still work.
+    guest.sh("ln -s /tmp /ordinary");
+    let mut exec = exec_of(&["/bin/busybox", "pwd", "-P"]);
+    exec.cwd = Some("/ordinary".into());
+    assert_eq!(guest.exec(exec), ("/tmp\n".into(), 0));
+}
+
+/// The image chooses what /sbin/init is: a link through a descriptor that a start has open is one to the host.
+#[test]
+fn init_is_no_program_of_the_hosts() {
+    for fd in 3..48 {
+        let started = try_guest(|_, root| {
+            std::fs::remove_file(root.join("sbin/init")).unwrap();
+            let target = format!("/proc/self/fd/{fd}/../../../../../../../../bin/busybox");
+            symlink(target, root.join("sbin/init")).unwrap();
+        });
+        assert!(started.is_err(), "descriptor {fd}");
+    }
+}
+
+/// What the guest binds over its ptmx is not opened by the monitor.
+#[test]
+fn a_terminal_comes_from_devpts_only() {
+    let guest = guest(|_, _| {});
+    assert_eq!(guest.sh("touch /x && mount -o bind /x /dev/pts/ptmx").1, 0);
+    let mut exec = exec_of(&["true"]);
+    exec.pty = Some(PtySize { rows: 1, cols: 1 });
+    let fault = guest.client().call(Request::StartExec(exec)).unwrap_err();
+    assert_eq!(fault.errno, libc::EXDEV, "{fault}");
+}

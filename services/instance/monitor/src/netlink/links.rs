@@ -63,6 +63,11 @@ pub(crate) fn create(host: &RouteSocket, port: &PortSpec, guest_ns: &OwnedFd) ->
     let what = |action: &str| format!("{action} nic {:?}", port.name);
     let made = match create_message(port, guest_ns).and_then(|m| host.request(m)) {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) && port.host_name.is_some() => {
+            if !is_leftover(host, port).at("network", what("looking for the leftover of"))? {
+                let name = port.host_name.as_deref().unwrap_or_default();
+                let text = format!("nic {:?}: the host has a link {name:?} already", port.name);
+                return Err(Fault::new("network", FaultCode::Exists, text));
+            }
             delete(host, port).at("network", what("removing the leftover of"))?;
             create_message(port, guest_ns).and_then(|m| host.request(m))
         }
@@ -92,6 +97,37 @@ pub(crate) fn create(host: &RouteSocket, port: &PortSpec, guest_ns: &OwnedFd) ->
         // The port is half made and its maker gets the error; a second failure adds nothing.
         let _ = delete(host, port);
     })
+}
+
+/// Whether the link of this name on the host can be this port's: a veth on the same bridge, or on none for
+/// p2p. Names come from users, and a name alone could be the host's uplink or another bridge.
+fn is_leftover(host: &RouteSocket, port: &PortSpec) -> io::Result<bool> {
+    let Some(name) = port.host_name.as_deref() else {
+        return Ok(false);
+    };
+    let wanted = match (port.kind, port.parent.as_deref()) {
+        (PortKind::Bridged, Some(bridge)) => Some(index_of(bridge)?),
+        _ => None,
+    };
+    let links = host.dump(Message::new(RTM_GETLINK, 0, &ifinfomsg(0, 0, 0, 0)))?;
+    let found = links.iter().find_map(|(_, body)| {
+        let body = body.get(16..)?;
+        let (mut named, mut master, mut kind) = (false, None, String::new());
+        for (attribute, value) in attributes(body) {
+            match attribute {
+                IFLA_IFNAME => named = text_of(value) == name,
+                IFLA_MASTER => master = Some(u32_at(value, 0)),
+                IFLA_LINKINFO => {
+                    let info = attributes(value).find(|(k, _)| *k == IFLA_INFO_KIND);
+                    kind = info.map(|(_, v)| text_of(v)).unwrap_or_default();
+                }
+                _ => {}
+            }
+        }
+        named.then_some((kind, master))
+    });
+    // Gone meanwhile: nothing stands in the way.
+    Ok(found.is_none_or(|(kind, master)| kind == "veth" && master == wanted))
 }
 
 fn create_message(port: &PortSpec, guest_ns: &OwnedFd) -> io::Result<Message> {

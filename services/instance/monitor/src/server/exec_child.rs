@@ -74,14 +74,26 @@ fn become_program(context: &ExecContext<'_>) -> Result<std::convert::Infallible>
         sys::write_whole(label, format!("exec {profile}").as_bytes())
             .at("apparmor", format!("taking profile {profile}"))?;
     }
+    drop(label);
     take_stdio(context)?;
-    let cwd = start.cwd.as_deref().unwrap_or("/");
-    std::env::set_current_dir(cwd).at("cwd", format!("entering {cwd}"))?;
+    // From here on paths are the guest's or the caller's: /proc/self/fd must not lead to the directories that
+    // the monitor has open (CVE-2024-21626).
+    child::close_all_but(&context.status)?;
+    enter_directory(start.cwd.as_deref().unwrap_or("/"))?;
     child::restrict(spec)?;
     child::become_root(&start.groups, start.uid, start.gid)?;
     // The change of ids has made it so already; said again because everything depends on it.
     sys::prctl(libc::PR_SET_DUMPABLE, 0).at("exec", "PR_SET_DUMPABLE")?;
     Err(look_up_and_execute(start))
+}
+
+fn enter_directory(cwd: &str) -> Result<()> {
+    let directory = libc::O_PATH | libc::O_DIRECTORY;
+    let resolve = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS;
+    sys::open("/", directory)
+        .and_then(|root| sys::openat2(&root, cwd, directory, 0, resolve))
+        .and_then(|dir| Ok(rustix::process::fchdir(&dir)?))
+        .at("cwd", format!("entering {cwd}"))
 }
 
 fn write_host(path: &str, text: &str) -> Result<()> {

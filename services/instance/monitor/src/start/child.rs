@@ -27,10 +27,34 @@ pub(super) fn run(context: ChildContext<'_>) -> ! {
         Ok(sync) => sync,
         Err(_) => sys::exit_now(1),
     };
-    if let Err(fault) = become_init(context) {
-        send_fault(&sync, &fault);
-    }
+    let spec = context.spec;
+    let fault = match prepare_guest(context).and_then(|()| become_init(spec, &sync)) {
+        Err(fault) => fault,
+        Ok(never) => match never {},
+    };
+    send_fault(&sync, &fault);
     sys::exit_now(1)
+}
+
+/// Everything is in place and nothing of the host's is held any more but what is inherited from the
+/// monitor: that goes here, before a path of the guest's is looked up. Through /proc/self/fd a hostile
+/// /sbin/init could name a directory of the host otherwise (CVE-2024-21626).
+fn become_init(spec: &Spec, sync: &OwnedFd) -> Result<std::convert::Infallible> {
+    close_all_but(sync)?;
+    last_steps(spec)?;
+    let argv = spec.init_argv();
+    let error = execute(&argv[0], &argv, &spec.init_environment());
+    Err(Fault::io("init", &error, format!("executing {}", argv[0])))
+}
+
+/// Closes all descriptors but stdio and `keep`. Whoever calls this ends by execve or `exit_now`: values that
+/// own the others must never be dropped afterwards.
+pub(crate) fn close_all_but(keep: &OwnedFd) -> Result<()> {
+    let keep = keep.as_raw_fd() as u32;
+    if keep > 3 {
+        sys::close_range(3, keep - 1, false).at("descriptors", "close_range")?;
+    }
+    sys::close_range((keep + 1).max(3), u32::MAX, false).at("descriptors", "close_range")
 }
 
 /// Best effort: a parent that cannot be told sees the end of the socket instead.
@@ -59,7 +83,7 @@ fn expect(sync: &OwnedFd, word: u8) -> Result<()> {
     }
 }
 
-fn become_init(context: ChildContext<'_>) -> Result<()> {
+fn prepare_guest(context: ChildContext<'_>) -> Result<()> {
     let ChildContext {
         spec,
         prepared,
@@ -135,11 +159,7 @@ fn become_init(context: ChildContext<'_>) -> Result<()> {
         confine(&proc, profile)?;
     }
     say(&sync, b'C', &[&console.master, &console.slave, &dev.pts])?;
-    expect(&sync, b'X')?;
-    last_steps(spec)?;
-    let argv = spec.init_argv();
-    let error = execute(&argv[0], &argv, &spec.init_environment());
-    Err(Fault::io("init", &error, format!("executing {}", argv[0])))
+    expect(&sync, b'X')
 }
 
 /// Joins the v1 cgroups: a single-threaded task that moves itself does not wait for a grace period.
@@ -229,7 +249,13 @@ fn mount_cgroup2(sysfs: &OwnedFd) -> Result<()> {
 /// AppArmor label for the coming exec, through our own proc.
 pub(crate) fn confine(proc: &OwnedFd, profile: &str) -> Result<()> {
     let text = format!("exec {profile}");
-    match sys::write_at(proc, "thread-self/attr/apparmor/exec", &text) {
+    // A disk may have been attached below /proc by a link of the image's: what lies over procfs would take
+    // the label instead of the kernel (CVE-2019-19921).
+    let resolve = sys::RESOLVE_BENEATH | sys::RESOLVE_NO_XDEV | sys::RESOLVE_NO_MAGICLINKS;
+    let path = "thread-self/attr/apparmor/exec";
+    let written = sys::openat2(proc, path, libc::O_WRONLY, 0, resolve)
+        .and_then(|file| sys::write_whole(&file, text.as_bytes()));
+    match written {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Fault::new(
             "apparmor",
             FaultCode::Unsupported,

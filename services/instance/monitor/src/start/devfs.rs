@@ -97,7 +97,9 @@ pub(super) fn make_console(dev: &Dev) -> Result<Console> {
 pub(crate) fn open_pty(devpts: &OwnedFd) -> std::io::Result<(OwnedFd, OwnedFd)> {
     const TIOCGPTPEER: libc::c_ulong = 0x5441;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    let master = sys::openat(devpts, "ptmx", flags, 0)?;
+    // The guest may have bound something else over it, which the monitor must not open.
+    let resolve = sys::RESOLVE_BENEATH | sys::RESOLVE_NO_XDEV | sys::RESOLVE_NO_SYMLINKS;
+    let master = sys::openat2(devpts, "ptmx", flags, 0, resolve)?;
     let unlock: i32 = 0;
     // SAFETY: the ioctl reads one int.
     sys::check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &unlock) })?;

@@ -125,8 +125,9 @@ fn try_start(spec: &Spec, host: &Host, partial: &mut Partial) -> Result<Run> {
     expect(sync, b'N')?;
     let netns = open_namespace(pid, "net")?;
     for nic in &spec.nics {
-        partial.links += 1;
         links::create(&host.route, nic, &netns)?;
+        // What was not made is not ours to remove: the name may be another's.
+        partial.links += 1;
     }
     let guest_route = open_route_in(&netns, &host.netns)?;
     links::set_up(&guest_route, "lo", true).at("network", "setting lo up")?;
