@@ -94,6 +94,33 @@ pub async fn copy(
     app.operations.begin(steps::CREATE, &params, new).await
 }
 
+/// Begins to take a volume, with its snapshots, to another pool or name.
+///
+/// # Errors
+/// When the operation cannot be written down.
+pub async fn relocate(
+    app: &App,
+    project: &str,
+    volume: storage::Volume,
+    parent: String,
+    name: String,
+) -> Result<View, Failure> {
+    let about = About::task("Moving storage volume", project).on("storage_volumes", &name);
+    let params = steps::Move {
+        from: volume.name.clone(),
+        to: steps::Create {
+            parent,
+            volume: name,
+            description: volume.description,
+            content_type: volume.content_type,
+            config: volume.config.into_iter().collect(),
+            copy_of: Some(volume.name),
+            with_snapshots: true,
+        },
+    };
+    app.operations.begin(steps::MOVE, &params, about).await
+}
+
 /// Removes a volume, and returns when it is gone.
 ///
 /// # Errors

@@ -470,11 +470,15 @@ async fn rename(
             "Renaming storage volumes of type {kind:?} is not allowed"
         )));
     }
-    let elsewhere = !body.pool.is_empty() && body.pool != pool;
-    if elsewhere || (!body.project.is_empty() && body.project != query.project) {
-        return Err(Failure::unsupported(
-            "moving a storage volume to another pool or project",
-        ));
+    if !body.project.is_empty() && body.project != query.project {
+        return Err(Failure::not_found("Project not found"));
+    }
+    if !body.pool.is_empty() && body.pool != pool {
+        let there = urls::named("Storage pool", &body.pool)?;
+        let parent = names::ProjectPool::new(&query.project, there).to_string();
+        let moved = read(&app, &query, (&pool, &kind, &volume)).await?;
+        let view = volumes::relocate(&app, &query.project, moved, parent, body.name).await?;
+        return Ok(envelope::operation(&view));
     }
     app.owners
         .volumes()

@@ -286,6 +286,18 @@ fn mine() -> Vec<Case> {
             },
         )
         .forward(),
+        case(
+            volumes::MOVE,
+            &volumes::Move {
+                from: format!("{PARENT}/storagePools/p1/custom/v2"),
+                to: volumes::Create {
+                    parent: format!("{PARENT}/storagePools/p2"),
+                    ..volume("v2", Some(&format!("{PARENT}/storagePools/p1/custom/v2")))
+                },
+            },
+        )
+        .forward()
+        .after(|app| Box::pin(async move { done(&app, pools::CREATE, &pool("p2")).await })),
         case(volumes::CREATE_SNAPSHOT, &of_snapshot("s1", "")),
         case(volumes::RENAME_SNAPSHOT, &of_snapshot("s0", "s9")),
         case(volumes::DELETE_SNAPSHOT, &of_snapshot("s0", "")).forward(),

@@ -165,10 +165,76 @@ async fn volumes_of_others_are_left_alone() {
     );
     let renamed = client.call("POST", container, r#"{"name":"c2"}"#).await;
     assert_eq!(renamed.status, 400);
-    let moved = r#"{"name":"v","pool":"elsewhere"}"#;
     client.call("POST", CUSTOM, r#"{"name":"v1"}"#).await.done();
-    let moved = client.call("POST", &format!("{CUSTOM}/v1"), moved).await;
-    assert_eq!(moved.status, 501);
+    let migrated = client.call("POST", &format!("{CUSTOM}/v1"), r#"{"migration":true}"#).await;
+    assert_eq!(migrated.status, 501);
     let backup = client.get(&format!("{CUSTOM}/v1/backups")).await;
     assert_eq!(backup.status, 501);
+}
+
+#[tokio::test]
+async fn a_volume_moves_to_another_pool() {
+    let client = Client::new().await;
+    for pool in ["p1", "p2"] {
+        let body = format!(r#"{{"name":"{pool}","driver":"dir"}}"#);
+        client.call("POST", POOLS, &body).await.created(&format!("{POOLS}/{pool}"));
+    }
+    client.call("POST", CUSTOM, r#"{"name":"v1","config":{"user.a":"b"}}"#).await.done();
+    let snapshot = client.call("POST", &format!("{CUSTOM}/v1/snapshots"), "{}").await;
+    client.end_of(&snapshot).await;
+    let started = client.call("POST", &format!("{CUSTOM}/v1"), r#"{"name":"v9","pool":"p2"}"#).await;
+    let operation = client.end_of(&started).await;
+    assert_eq!(operation["status"], "Success", "{operation}");
+    client.get(&format!("{CUSTOM}/v1")).await.refused(404, "Storage pool volume not found");
+    let there = "/1.0/storage-pools/p2/volumes/custom/v9";
+    assert_eq!(client.get(there).await.metadata()["config"], json!({"user.a": "b"}));
+    let snapshots = client.get(&format!("{there}/snapshots")).await.metadata();
+    assert_eq!(snapshots.as_array().unwrap().len(), 1);
+    let started = client.call("POST", there, r#"{"name":"v9","pool":"nope"}"#).await;
+    assert_eq!(client.end_of(&started).await["status"], "Failure");
+    assert_eq!(client.get(there).await.status, 200);
+}
+
+#[tokio::test]
+async fn volumes_are_filtered() {
+    let client = Client::new().await;
+    client.call("POST", POOLS, r#"{"name":"p1","driver":"dir"}"#).await.created("/1.0/storage-pools/p1");
+    for name in ["v1", "v2"] {
+        client.call("POST", CUSTOM, &format!(r#"{{"name":"{name}"}}"#)).await.done();
+    }
+    let found = |query: &str| client_get(&client, query.to_owned());
+    let one = found("recursion=1&filter=name+eq+v2").await;
+    assert_eq!(one.as_array().unwrap().len(), 1);
+    assert_eq!(one[0]["name"], "v2");
+    let all = found("recursion=1&all-projects=true").await;
+    assert_eq!(all[1]["project"], "default");
+}
+
+async fn client_get(client: &Client, query: String) -> serde_json::Value {
+    client.get(&format!("/1.0/storage-pools/p1/volumes?{query}")).await.metadata()
+}
+
+#[tokio::test]
+async fn the_copy_of_an_image_can_be_dropped() {
+    use berth_proto::storage::{CreateVolumeRequest, ImageSource, create_volume_request::Source};
+
+    let client = Client::new().await;
+    client.call("POST", POOLS, r#"{"name":"p1","driver":"dir"}"#).await.created("/1.0/storage-pools/p1");
+    let request = CreateVolumeRequest {
+        parent: "projects/default/storagePools/p1".into(),
+        collection: "containers".into(),
+        volume_id: "c1".into(),
+        source: Some(Source::Image(ImageSource {
+            fingerprint: "abcd".into(),
+            blobs: Vec::new(),
+        })),
+        ..CreateVolumeRequest::default()
+    };
+    client.app.owners.volumes().create_volume(request).await.unwrap();
+    let images = "/1.0/storage-pools/p1/volumes/image";
+    assert_eq!(client.get(images).await.metadata(), json!([format!("{images}/abcd")]));
+    let pool = client.get("/1.0/storage-pools/p1").await.metadata();
+    assert_eq!(pool["used_by"], json!(["/1.0/images/abcd", "/1.0/instances/c1"]));
+    client.call("DELETE", &format!("{images}/abcd"), "").await.done();
+    assert_eq!(client.get(images).await.metadata(), json!([]));
 }

@@ -37,6 +37,7 @@ pub fn all() -> Vec<Saga<Gateway>> {
         volumes::create_snapshot(),
         volumes::delete(),
         volumes::delete_snapshot(),
+        volumes::relocate(),
         volumes::rename_snapshot(),
         volumes::restore(),
     ]);

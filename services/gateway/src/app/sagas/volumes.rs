@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use berth_operations::{Saga, Step};
 use berth_proto::storage::{self, create_volume_request::Source};
-use berth_rpc::Error;
+use berth_rpc::{Code, Error};
 use serde::{Deserialize, Serialize};
 
 use super::Context;
@@ -13,6 +13,8 @@ use super::undo::{answer, may_have_happened, noted};
 
 /// Makes a volume, empty or as a copy.
 pub const CREATE: &str = "create_volume";
+/// Takes a volume to another pool.
+pub const MOVE: &str = "move_volume";
 /// Removes a volume with its snapshots.
 pub const DELETE: &str = "delete_volume";
 /// Takes a snapshot.
@@ -46,6 +48,12 @@ pub struct Create {
     pub with_snapshots: bool,
 }
 
+impl Create {
+    fn name(&self) -> String {
+        format!("{}/custom/{}", self.parent, self.volume)
+    }
+}
+
 fn one(
     name: &'static str,
     run: berth_operations::StepFn<crate::Gateway>,
@@ -70,8 +78,65 @@ pub fn create() -> Saga<crate::Gateway> {
     }
 }
 
+/// A volume on its way to another pool.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Move {
+    /// Resource name.
+    pub from: String,
+    /// What it becomes; `copy_of` is `from`.
+    pub to: Create,
+}
+
+/// `move_volume`: a copy, then no original. One that is in use stays where it is.
+pub fn relocate() -> Saga<crate::Gateway> {
+    Saga {
+        name: MOVE,
+        version: 1,
+        stages: vec![
+            vec![Step::with_undo(
+                "copy",
+                |ctx| {
+                    Box::pin(async move {
+                        let Move { to, .. } = ctx.params()?;
+                        make_volume(&ctx, to).await
+                    })
+                },
+                |ctx| {
+                    Box::pin(async move {
+                        let Move { from, to } = ctx.params()?;
+                        // With the original gone the copy is the volume.
+                        if !may_have_happened(&ctx, CREATED)? || !is_there(&ctx, from).await? {
+                            return Ok(());
+                        }
+                        delete_by_name(&ctx, to.name(), true).await
+                    })
+                },
+            )],
+            vec![Step::new("delete_original", |ctx| {
+                Box::pin(async move {
+                    let Move { from, .. } = ctx.params()?;
+                    delete_by_name(&ctx, from, false).await
+                })
+            })],
+        ],
+    }
+}
+
+async fn is_there(ctx: &Context, name: String) -> Result<bool, Error> {
+    let request = storage::GetVolumeRequest { name };
+    match answer(ctx.app.owners.volumes().get_volume(request).await) {
+        Ok(_) => Ok(true),
+        Err(error) if error.code == Code::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 async fn create_volume(ctx: Context) -> Result<(), Error> {
     let params: Create = ctx.params()?;
+    make_volume(&ctx, params).await
+}
+
+async fn make_volume(ctx: &Context, params: Create) -> Result<(), Error> {
     let mut client = ctx.app.owners.volumes();
     let request = storage::CreateVolumeRequest {
         parent: params.parent,
@@ -91,7 +156,7 @@ async fn create_volume(ctx: Context) -> Result<(), Error> {
         with_snapshots: params.with_snapshots,
         ..Default::default()
     };
-    noted(&ctx, CREATED, async {
+    noted(ctx, CREATED, async {
         answer(client.create_volume(request).await)
     })
     .await?;
@@ -103,8 +168,7 @@ async fn remove_volume(ctx: Context) -> Result<(), Error> {
         return Ok(());
     }
     let params: Create = ctx.params()?;
-    let name = format!("{}/custom/{}", params.parent, params.volume);
-    delete_by_name(&ctx, name, true).await
+    delete_by_name(&ctx, params.name(), true).await
 }
 
 async fn delete_by_name(ctx: &Context, name: String, allow_missing: bool) -> Result<(), Error> {
