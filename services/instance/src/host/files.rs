@@ -73,9 +73,9 @@ fn fail(path: &str, error: impl Into<io::Error>) -> Error {
         Some(libc::ENOSPC | libc::EDQUOT) => {
             Error::exhausted("NO_SPACE", format!("{path}: {error}"))
         }
-        Some(libc::EROFS | libc::EACCES | libc::EPERM | libc::EBUSY | libc::ETXTBSY) => {
-            Error::precondition("FILE_REFUSED", format!("{path}: {error}"))
-        }
+        Some(
+            libc::EROFS | libc::EACCES | libc::EPERM | libc::EBUSY | libc::ETXTBSY | libc::EAGAIN,
+        ) => Error::precondition("FILE_REFUSED", format!("{path}: {error}")),
         _ => Error::internal_with(format!("{path}: {error}"), error),
     }
 }
@@ -87,6 +87,45 @@ fn below(path: &str) -> Result<&str, Error> {
     }
     let below = path.trim_start_matches('/');
     Ok(if below.is_empty() { "." } else { below })
+}
+
+/// Kinds of file systems that hold data, as statfs(2) numbers them: ext, XFS, btrfs, ZFS, F2FS, bcachefs,
+/// tmpfs, overlayfs, FUSE, NFS, CIFS, SMB2, Ceph, 9p, squashfs, erofs, ISO 9660, UDF, FAT, exFAT, NTFS.
+const DATA: [i64; 21] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0x2fc1_2fc1,
+    0xf2f5_2010,
+    0xca45_1a4e,
+    0x0102_1994,
+    0x794c_7630,
+    0x6573_5546,
+    0x6969,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x00c3_6400,
+    0x0102_1997,
+    0x7371_7368,
+    0xe0f5_e1e2,
+    0x9660,
+    0x1501_3346,
+    0x4d44,
+    0x2011_bab0,
+    0x7366_746e,
+];
+
+/// Refuses what the kernel makes up (procfs, sysfs, cgroups and their like). It acts with the authority of
+/// who opens it, and that is the host's root here: sysctls that belong to no namespace, the host's log.
+fn hold_data(root: &GuestRoot, fd: &OwnedFd, path: &str) -> Result<(), Error> {
+    let kind = |fd: &OwnedFd| rustix::fs::fstatfs(fd).map_err(|e| fail(path, e));
+    let found = kind(fd)?.f_type;
+    // Whatever the guest's root itself lies on.
+    if DATA.contains(&found) || found == kind(&root.dir)?.f_type {
+        return Ok(());
+    }
+    let why = format!("{path}: it is no stored file but one of the kernel's (kind {found:#x})");
+    Err(Error::precondition("FILE_REFUSED", why))
 }
 
 /// The directory of a path and the last name in it, which is not followed.
@@ -101,8 +140,10 @@ fn parent(root: &GuestRoot, path: &str) -> Result<(OwnedFd, String), Error> {
     }
     let directory = if directory.is_empty() { "." } else { directory };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat2(&root.dir, directory, flags, Mode::empty(), RESOLVE);
-    Ok((fd.map_err(|e| fail(path, e))?, name.to_owned()))
+    let fd = rustix::fs::openat2(&root.dir, directory, flags, Mode::empty(), RESOLVE)
+        .map_err(|e| fail(path, e))?;
+    hold_data(root, &fd, path)?;
+    Ok((fd, name.to_owned()))
 }
 
 /// Opens what an O_PATH descriptor stands for; the kernel follows the descriptor, not a name.
@@ -124,7 +165,9 @@ pub fn get(root: &GuestRoot, path: &str) -> Result<(Header, Option<File>), Error
     let kind = FileType::from_raw_mode(stat.st_mode);
     let (kind, file) = match kind {
         FileType::RegularFile => {
-            let file = reopen(&fd, OFlags::RDONLY).map_err(|e| fail(path, e))?;
+            hold_data(root, &fd, path)?;
+            // Not waiting for a lease that the guest holds on it.
+            let file = reopen(&fd, OFlags::RDONLY | OFlags::NONBLOCK).map_err(|e| fail(path, e))?;
             (Kind::File, Some(File::from(file)))
         }
         FileType::Directory => (
@@ -280,6 +323,7 @@ fn open_file(root: &GuestRoot, new: &NewFile, append: bool) -> Result<File, Erro
             format!("{path}: it exists and is no regular file"),
         ));
     }
+    hold_data(root, &there, path)?;
     let how = if append {
         OFlags::APPEND
     } else {
@@ -291,9 +335,10 @@ fn open_file(root: &GuestRoot, new: &NewFile, append: bool) -> Result<File, Erro
 
 fn create_file(root: &GuestRoot, new: &NewFile) -> Result<Option<File>, Error> {
     let path = &new.path;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let (directory, name) = parent(root, path)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let mode = Mode::from_raw_mode(0o600);
-    let file = match rustix::fs::openat2(&root.dir, below(path)?, flags, mode, RESOLVE) {
+    let file = match rustix::fs::openat(&directory, &name, flags, mode) {
         Ok(fd) => fd,
         Err(rustix::io::Errno::EXIST) => return Ok(None),
         Err(error) => return Err(fail(path, error)),
@@ -431,6 +476,43 @@ mod tests {
         let root = root(dir.path());
         assert!(get(&root, "/fifo").is_err());
         on_thread(|| assert!(put(&root, &new("/fifo", NewKind::File { append: false })).is_err()));
+    }
+
+    /// A running guest's /proc and /sys are in reach, and answer to the host's root.
+    #[test]
+    fn files_of_the_kernel_are_refused() {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = GuestRoot {
+            dir: rustix::fs::open("/", flags, Mode::empty()).unwrap(),
+            ids: IdView::Same,
+        };
+        on_thread(|| {
+            for path in [
+                "/proc/uptime",
+                "/proc/sys/kernel/ostype",
+                "/sys/kernel/notes",
+            ] {
+                assert_eq!(
+                    get(&root, path).unwrap_err().reason,
+                    "FILE_REFUSED",
+                    "{path}"
+                );
+            }
+            for (path, kind) in [
+                (
+                    "/proc/sys/kernel/printk_delay",
+                    NewKind::File { append: true },
+                ),
+                ("/proc/self/new", NewKind::File { append: false }),
+                ("/sys/kernel/new", NewKind::Directory),
+                ("/proc/new", NewKind::Symlink("x".into())),
+            ] {
+                let refused = put(&root, &new(path, kind)).unwrap_err();
+                assert_eq!(refused.reason, "FILE_REFUSED", "{path}");
+            }
+            let refused = delete(&root, "/proc/uptime").unwrap_err();
+            assert_eq!(refused.reason, "FILE_REFUSED");
+        });
     }
 
     #[test]
