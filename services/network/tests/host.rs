@@ -85,6 +85,18 @@ fn guests_get_addresses_names_and_a_way_out() {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let uid = status.lines().find(|l| l.starts_with("Uid:")).unwrap();
         assert!(!uid.contains("\t0\t"), "{uid}");
+        // Nor can it replace what root reads and writes: its configuration, pid file and records.
+        use std::os::unix::fs::MetadataExt;
+        let dir = bed.dir.path().join("state/dnsmasq/br0");
+        for path in [dir.clone(), dir.join("hosts.d")] {
+            let meta = std::fs::metadata(&path).unwrap();
+            assert_eq!(
+                (meta.uid(), meta.mode() & 0o022),
+                (0, 0),
+                "{}",
+                path.display()
+            );
+        }
 
         // A deleted port gives its lease back.
         bed.ports()

@@ -444,6 +444,14 @@ async fn what_may_not_be_twice_on_a_network() {
             assert_eq!(error.code(), Code::AlreadyExists, "{error}");
             assert_eq!(berth_rpc::Error::from(error).reason, reason);
         }
+        // Neither is a link's name taken that the host or a network has.
+        let uplink = link("uplink0", LinkKind::Other, None);
+        bed.host.state().links.push(uplink);
+        for name in ["uplink0", "br0"] {
+            let taken = bed.port(port("br0", "c2", &[("host_name", name)])).await;
+            let error = berth_rpc::Error::from(taken.unwrap_err());
+            assert_eq!(error.reason, "HOST_NAME_TAKEN", "{name}");
+        }
         let mut same_name = port("br0", "c1", &[]);
         let error = bed.port(same_name.clone()).await.unwrap_err();
         assert_eq!(berth_rpc::Error::from(error).reason, "ALREADY_EXISTS");

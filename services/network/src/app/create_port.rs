@@ -53,6 +53,7 @@ impl App {
         let link = self.lock_of(&link_key(&record));
         let _link = link.lock().await;
         self.check_link_free(&record).await?;
+        self.check_name_free(&record, None).await?;
         if ask.validate_only {
             return Ok(record);
         }
@@ -101,6 +102,28 @@ impl App {
         if let Err(error) = result {
             tracing::error!(port = %record.resource(), %error, "a failed port leaves something on the host; the reconciler removes it");
         }
+    }
+
+    /// A name that a user chose for a new link is none that the host has already, nor a network's: the guest's
+    /// start would have to take it away from there. `old` is what the port was.
+    pub(super) async fn check_name_free(
+        &self,
+        record: &PortRecord,
+        old: Option<&PortRecord>,
+    ) -> Result<(), Error> {
+        let name = &record.host_name;
+        let chosen = record.spec.config.get("host_name") == Some(name);
+        if !chosen || old.is_some_and(|o| o.host_name == *name) {
+            return Ok(());
+        }
+        if self.store.network(name).await?.is_none() && self.host.link(name).await?.is_none() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::AlreadyExists,
+            "HOST_NAME_TAKEN",
+            format!("Host interface name {name:?} is already used by a link of this host"),
+        ))
     }
 
     /// The link's name belongs to no other port.

@@ -37,6 +37,7 @@ impl App {
         let link = self.lock_of(&link_key(&new));
         let _link = link.lock().await;
         self.check_link_free(&new).await?;
+        self.check_name_free(&new, Some(&old)).await?;
         let network = self.network_of(&old).await?;
         let before = network.as_ref().map(plan_of).transpose()?;
         let result = self.put_effects(&new, &place).await;

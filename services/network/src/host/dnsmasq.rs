@@ -142,8 +142,8 @@ impl Dnsmasqs {
                 network: plan.name.clone(),
                 why: format!("user {:?} is gone", account.user),
             })?;
-            // It writes its leases as that user.
-            hand_over(&paths.dir, uid, gid)?;
+            // It writes its leases as that user. The directory stays root's: who may rename in it could give
+            // a root dnsmasq another configuration at its next start, or this service a link to write through.
             if paths.leases().exists() {
                 hand_over(&paths.leases(), uid, gid)?;
             }
