@@ -76,9 +76,8 @@ async fn dump(server: &Server) -> anyhow::Result<String> {
         }
         Value::Array(list)
     };
-    let get = |path: &'static str| async move {
-        anyhow::Ok(server.get::<Vec<Value>>(path).await?.value)
-    };
+    let get =
+        |path: &'static str| async move { anyhow::Ok(server.get::<Vec<Value>>(path).await?.value) };
     let mut networks = get("/1.0/networks?recursion=1").await?;
     networks.retain(|network| network["managed"] == true);
     let preseed = Preseed {

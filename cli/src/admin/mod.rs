@@ -53,7 +53,12 @@ pub(crate) struct Init {
     #[arg(long, value_name = "POOL", requires = "auto")]
     pub storage_pool: Option<String>,
     /// Put the pool on this block device.
-    #[arg(long, value_name = "DEVICE", requires = "auto", conflicts_with = "storage_create_loop")]
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        requires = "auto",
+        conflicts_with = "storage_create_loop"
+    )]
     pub storage_create_device: Option<String>,
     /// Put the pool on a loop file of this many GiB.
     #[arg(long, value_name = "GIB", requires = "auto")]

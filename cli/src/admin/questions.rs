@@ -204,7 +204,9 @@ fn ask_address<N: std::str::FromStr, R: BufRead, W: Write>(
             |text| match text {
                 "auto" | "none" => Ok(()),
                 text if text.contains('/') && text.parse::<N>().is_ok() => Ok(()),
-                _ => Err(format!("{text:?} is not an {family} address with its prefix")),
+                _ => Err(format!(
+                    "{text:?} is not an {family} address with its prefix"
+                )),
             },
         )
         .with_context(|| format!("{family} address"))

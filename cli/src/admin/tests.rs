@@ -21,7 +21,12 @@ fn scalars_keep_the_text_they_were_written_with() {
     assert_eq!(preseed.config["core.x"], "15");
     let config = &preseed.storage_pools[0].config;
     assert_eq!(
-        (config["a"].as_str(), config["b"].as_str(), config["c"].as_str(), config["d"].as_str()),
+        (
+            config["a"].as_str(),
+            config["b"].as_str(),
+            config["c"].as_str(),
+            config["d"].as_str()
+        ),
         ("true", "0600", "1.10", "q")
     );
 }

@@ -190,10 +190,7 @@ pub async fn release_network(owners: &Owners, project: &str, network: &str) -> R
     Ok(())
 }
 
-async fn naming(
-    owners: &Owners,
-    wanted: impl Fn(&Uses) -> bool,
-) -> Result<Vec<Profile>, Error> {
+async fn naming(owners: &Owners, wanted: impl Fn(&Uses) -> bool) -> Result<Vec<Profile>, Error> {
     let mut profiles = lists::profiles(owners, &format!("projects/{DEFAULT_PROJECT}")).await?;
     profiles.retain(|profile| wanted(&Uses::of(&profile.devices)));
     Ok(profiles)
@@ -215,9 +212,18 @@ mod tests {
     #[test]
     fn disks_use_pools_and_nics_use_networks() {
         let devices = HashMap::from([
-            ("root".to_owned(), device(&[("type", "disk"), ("pool", "p"), ("path", "/")])),
-            ("host".to_owned(), device(&[("type", "disk"), ("source", "/srv"), ("path", "/x")])),
-            ("eth0".to_owned(), device(&[("type", "nic"), ("network", "n")])),
+            (
+                "root".to_owned(),
+                device(&[("type", "disk"), ("pool", "p"), ("path", "/")]),
+            ),
+            (
+                "host".to_owned(),
+                device(&[("type", "disk"), ("source", "/srv"), ("path", "/x")]),
+            ),
+            (
+                "eth0".to_owned(),
+                device(&[("type", "nic"), ("network", "n")]),
+            ),
             (
                 "eth1".to_owned(),
                 device(&[("type", "nic"), ("nictype", "bridged"), ("parent", "b")]),
@@ -229,7 +235,10 @@ mod tests {
         ]);
         let uses = Uses::of(&devices);
         assert_eq!(uses.pools, BTreeSet::from(["p".to_owned()]));
-        assert_eq!(uses.networks, BTreeSet::from(["b".to_owned(), "n".to_owned()]));
+        assert_eq!(
+            uses.networks,
+            BTreeSet::from(["b".to_owned(), "n".to_owned()])
+        );
         assert_eq!(uses.without(&uses), Uses::default());
     }
 }

@@ -62,13 +62,17 @@ impl Upload {
     pub async fn finish(self, expected: &str) -> Result<Image, Failure> {
         self.complete.declare();
         drop(self.sender);
-        let image = self.answer.await.map_err(Error::internal)?.map_err(|error| {
-            if error.code == Code::AlreadyExists {
-                Failure::conflict("Image with same fingerprint already exists")
-            } else {
-                error.into()
-            }
-        })?;
+        let image = self
+            .answer
+            .await
+            .map_err(Error::internal)?
+            .map_err(|error| {
+                if error.code == Code::AlreadyExists {
+                    Failure::conflict("Image with same fingerprint already exists")
+                } else {
+                    error.into()
+                }
+            })?;
         tracing::info!(fingerprint = image.fingerprint, expected, "image imported");
         Ok(image)
     }
@@ -86,8 +90,9 @@ impl Upload {
 /// The import itself is one call that the image service commits or forgets as a whole, and its
 /// bytes cannot be sent again: there is nothing for a saga to resume or undo.
 pub fn imported(app: &App, project: &str, imported: Result<Image, Failure>) -> View {
-    app.operations
-        .spawn(About::task("Downloading image", project), |handle| async move {
+    app.operations.spawn(
+        About::task("Downloading image", project),
+        |handle| async move {
             let image = imported?;
             handle.update(|metadata| {
                 metadata.insert("fingerprint".into(), image.fingerprint.into());
@@ -95,7 +100,8 @@ pub fn imported(app: &App, project: &str, imported: Result<Image, Failure>) -> V
                 metadata.insert("size".into(), image.size_bytes.to_string().into());
             });
             Ok(())
-        })
+        },
+    )
 }
 
 /// Begins to remove an image, with what pools keep of it.

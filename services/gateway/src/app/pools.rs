@@ -40,9 +40,9 @@ pub async fn create(app: &App, project: &str, pool: Pool) -> Result<(), Failure>
     )
     .await
     .map_err(|error| match error.code {
-        berth_rpc::Code::AlreadyExists => Failure::conflict(
-            "The storage pool already exists: The record already exists",
-        ),
+        berth_rpc::Code::AlreadyExists => {
+            Failure::conflict("The storage pool already exists: The record already exists")
+        }
         _ => error.into(),
     })
 }

@@ -61,11 +61,7 @@ fn creation(request: CreateVolumeRequest) -> steps::Create {
 ///
 /// # Errors
 /// In LXD's words where it has some.
-pub async fn create(
-    app: &App,
-    project: &str,
-    request: CreateVolumeRequest,
-) -> Result<(), Failure> {
+pub async fn create(app: &App, project: &str, request: CreateVolumeRequest) -> Result<(), Failure> {
     sagas::finish(
         app,
         steps::CREATE,
@@ -83,14 +79,9 @@ pub async fn create(
 ///
 /// # Errors
 /// When the name is taken or the source is not there.
-pub async fn copy(
-    app: &App,
-    project: &str,
-    request: CreateVolumeRequest,
-) -> Result<View, Failure> {
+pub async fn copy(app: &App, project: &str, request: CreateVolumeRequest) -> Result<View, Failure> {
     let params = creation(request);
-    let new = About::task("Copying storage volume", project)
-        .on("storage_volumes", &params.volume);
+    let new = About::task("Copying storage volume", project).on("storage_volumes", &params.volume);
     app.operations.begin(steps::CREATE, &params, new).await
 }
 
@@ -164,8 +155,10 @@ pub async fn create_snapshot(
     let mut params = of_snapshot(volume, snapshot);
     expire_time.clone_into(&mut params.expire_time);
     let new = About::task("Creating storage volume snapshot", project)
-    .on("storage_volumes", last(volume));
-    app.operations.begin(steps::CREATE_SNAPSHOT, &params, new).await
+        .on("storage_volumes", last(volume));
+    app.operations
+        .begin(steps::CREATE_SNAPSHOT, &params, new)
+        .await
 }
 
 /// Begins to rename a snapshot.
@@ -182,8 +175,10 @@ pub async fn rename_snapshot(
     let mut params = of_snapshot(volume, snapshot);
     new_name.clone_into(&mut params.new_name);
     let new = About::task("Renaming storage volume snapshot", project)
-    .on("storage_volume_snapshots", last(volume));
-    app.operations.begin(steps::RENAME_SNAPSHOT, &params, new).await
+        .on("storage_volume_snapshots", last(volume));
+    app.operations
+        .begin(steps::RENAME_SNAPSHOT, &params, new)
+        .await
 }
 
 /// Begins to remove a snapshot.
@@ -197,9 +192,11 @@ pub async fn delete_snapshot(
     snapshot: &str,
 ) -> Result<View, Failure> {
     let new = About::task("Deleting storage volume snapshot", project)
-    .on("storage_volume_snapshots", last(volume));
+        .on("storage_volume_snapshots", last(volume));
     let params = of_snapshot(volume, snapshot);
-    app.operations.begin(steps::DELETE_SNAPSHOT, &params, new).await
+    app.operations
+        .begin(steps::DELETE_SNAPSHOT, &params, new)
+        .await
 }
 
 /// Brings a volume back to a snapshot, and returns when it is done.

@@ -1,14 +1,15 @@
 //! What does not work and why, gathered when somebody asks: owners that are away, and what the
 //! owners themselves warn of. Facts, not records: after a restart they are found again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use berth_proto::network::Network;
 use berth_proto::{image, instance};
 use berth_rpc::Error;
 use uuid::Uuid;
 
-use crate::app::{lists, time};
+use crate::app::{lists, orphans, time};
 use crate::clients::Owners;
 
 /// One warning.
@@ -58,9 +59,10 @@ impl Warnings {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks again, and gives what is there now, sorted by id.
-    pub async fn look(&self, owners: &Owners) -> Vec<Warning> {
-        let found = gather(owners).await;
+    /// Looks again, and gives what is there now, sorted by id. `busy` are instances that operations
+    /// work on.
+    pub async fn look(&self, owners: &Owners, busy: &BTreeSet<String>) -> Vec<Warning> {
+        let found = gather(owners, busy).await;
         let now = time::now();
         let mut seen = self.lock();
         let mut current = BTreeMap::new();
@@ -112,7 +114,7 @@ fn identity(finding: &Finding) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_URL, text.as_bytes())
 }
 
-async fn gather(owners: &Owners) -> Vec<Finding> {
+async fn gather(owners: &Owners, busy: &BTreeSet<String>) -> Vec<Finding> {
     let mut images = owners.images();
     let mut instances = owners.instances();
     let (networks, pools, image, instance) = tokio::join!(
@@ -130,6 +132,7 @@ async fn gather(owners: &Owners) -> Vec<Finding> {
     found.extend(away("instance", instance.err().map(Error::from)));
     match networks {
         Ok(networks) => {
+            found.extend(left_behind(owners, &networks, busy).await);
             for network in networks {
                 found.extend(network.warnings.iter().map(|message| Finding {
                     kind: "Network not fully working",
@@ -164,6 +167,27 @@ async fn gather(owners: &Owners) -> Vec<Finding> {
         Err(error) => found.extend(away("storage", Some(error))),
     }
     found
+}
+
+async fn left_behind(
+    owners: &Owners,
+    networks: &[Network],
+    busy: &BTreeSet<String>,
+) -> Vec<Finding> {
+    match orphans::find(owners, networks, busy).await {
+        Ok(found) => found
+            .into_iter()
+            .map(|orphan| Finding {
+                kind: "Left behind",
+                project: "default".into(),
+                resource: orphan.resource,
+                message: orphan.message,
+                severity: "low",
+            })
+            .collect(),
+        // An owner is away, which is told beside this.
+        Err(_) => Vec::new(),
+    }
 }
 
 fn away(service: &'static str, error: Option<Error>) -> Option<Finding> {

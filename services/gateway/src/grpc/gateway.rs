@@ -141,7 +141,9 @@ impl GatewayService for Gateway {
             .ok_or_else(|| Error::invalid("update", "update is required"))?;
         let instance = update.instance.as_ref().map_or("", |i| i.name.as_str());
         let name = names::Instance::parse("update.instance.name", instance)?;
-        if !update.plan_etag.is_empty() || !update.attachments.is_empty() || !update.ports.is_empty()
+        if !update.plan_etag.is_empty()
+            || !update.attachments.is_empty()
+            || !update.ports.is_empty()
         {
             return Err(Error::invalid(
                 "update.plan_etag",

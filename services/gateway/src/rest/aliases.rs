@@ -67,7 +67,10 @@ struct Body {
 
 /// 5.0.2 escapes aliases twice in its URLs.
 fn url(alias: &str) -> String {
-    format!("/1.0/images/aliases/{}", urls::escape(alias).replace('%', "%25"))
+    format!(
+        "/1.0/images/aliases/{}",
+        urls::escape(alias).replace('%', "%25")
+    )
 }
 
 fn resource(query: &Query, alias: &str) -> String {
@@ -172,13 +175,7 @@ async fn change(
     update(&app, &query, &alias, &headers, body).await
 }
 
-async fn update(
-    app: &App,
-    query: &Query,
-    alias: &str,
-    headers: &HeaderMap,
-    body: Body,
-) -> Answer {
+async fn update(app: &App, query: &Query, alias: &str, headers: &HeaderMap, body: Body) -> Answer {
     if body.target.as_deref() == Some("") {
         return Err(Failure::bad_request("The target field is required"));
     }

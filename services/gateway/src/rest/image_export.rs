@@ -11,8 +11,8 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE};
 
 use super::envelope::{Answer, set_header};
-use super::query::Query;
 use super::images;
+use super::query::Query;
 use crate::App;
 use crate::error::Failure;
 

@@ -106,9 +106,8 @@ async fn feed_parts(
     mut header: Header,
     upload: &Upload,
 ) -> Result<(), Failure> {
-    let wrong = |error: axum::extract::multipart::MultipartError| {
-        Failure::bad_request(error.body_text())
-    };
+    let wrong =
+        |error: axum::extract::multipart::MultipartError| Failure::bad_request(error.body_text());
     let mut metadata = parts
         .next_field()
         .await
@@ -136,11 +135,10 @@ async fn feed_parts(
         }
     }
     drop(metadata);
-    let mut rootfs = parts
-        .next_field()
-        .await
-        .map_err(wrong)?
-        .ok_or_else(|| Failure::bad_request("Invalid multipart image: \"rootfs\" is missing"))?;
+    let mut rootfs =
+        parts.next_field().await.map_err(wrong)?.ok_or_else(|| {
+            Failure::bad_request("Invalid multipart image: \"rootfs\" is missing")
+        })?;
     match rootfs.name() {
         Some("rootfs") => {}
         Some("rootfs.img") => {
@@ -197,8 +195,9 @@ fn header(headers: &HeaderMap, query: &Query) -> Result<Header, Failure> {
     if !text("x-lxd-secret").is_empty() {
         return Err(Failure::unsupported("an upload with X-LXD-secret"));
     }
-    let properties: HashMap<String, String> =
-        query::pairs(text("x-lxd-properties"))?.into_iter().collect();
+    let properties: HashMap<String, String> = query::pairs(text("x-lxd-properties"))?
+        .into_iter()
+        .collect();
     let mut profiles: Vec<String> = query::pairs(text("x-lxd-profiles"))?
         .into_iter()
         .filter(|(key, _)| key == "profile")

@@ -125,7 +125,10 @@ async fn list(State(app): State<App>, query: Query) -> Answer {
         .collect();
     shown.sort_by(|a, b| a.name.cmp(&b.name));
     if query.recursion == 0 {
-        let urls: Vec<String> = shown.iter().map(|network| location(&network.name)).collect();
+        let urls: Vec<String> = shown
+            .iter()
+            .map(|network| location(&network.name))
+            .collect();
         return Ok(envelope::sync(urls));
     }
     Ok(envelope::sync(shown))

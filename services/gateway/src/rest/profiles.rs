@@ -109,10 +109,14 @@ fn check_name(name: &str) -> Result<(), Failure> {
         return Err(Failure::bad_request("No name provided"));
     }
     if name.contains('/') {
-        return Err(Failure::bad_request("Profile names may not contain slashes"));
+        return Err(Failure::bad_request(
+            "Profile names may not contain slashes",
+        ));
     }
     if name == "." || name == ".." {
-        return Err(Failure::bad_request(format!("Invalid profile name {name:?}")));
+        return Err(Failure::bad_request(format!(
+            "Invalid profile name {name:?}"
+        )));
     }
     Ok(())
 }
@@ -134,7 +138,10 @@ async fn list(State(app): State<App>, query: Query) -> Answer {
         .collect();
     shown.sort_by(|a, b| a.name.cmp(&b.name));
     if query.recursion == 0 {
-        let urls: Vec<String> = shown.iter().map(|profile| location(&profile.name)).collect();
+        let urls: Vec<String> = shown
+            .iter()
+            .map(|profile| location(&profile.name))
+            .collect();
         return Ok(envelope::sync(urls));
     }
     Ok(envelope::sync(shown))

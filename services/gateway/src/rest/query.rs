@@ -75,7 +75,8 @@ impl Query {
         if project != DEFAULT_PROJECT {
             return Err(Failure::not_found("Project not found"));
         }
-        if !value("target").is_empty() {
+        // Clients send back the `location` they were shown, which is `none`.
+        if !matches!(value("target"), "" | "none") {
             return Err(Failure::bad_request("Target only allowed when clustered"));
         }
         Ok(Self {

@@ -119,7 +119,12 @@ mod tests {
             cpu_count: 4,
             memory_total_bytes: 100,
             memory_used_bytes: 40,
-            cpus: vec![cpu(0, 0, 0, 0), cpu(2, 0, 0, 1), cpu(1, 0, 1, 0), cpu(3, 1, 0, 0)],
+            cpus: vec![
+                cpu(0, 0, 0, 0),
+                cpu(2, 0, 0, 1),
+                cpu(1, 0, 1, 0),
+                cpu(3, 1, 0, 0),
+            ],
             ..Host::default()
         };
         let shown = render(&host);

@@ -135,7 +135,12 @@ async fn show(
         content_type: "filesystem",
         created_at: time::or_zero(&found.create_time).to_owned(),
     };
-    let etag = etag::of(&(&shown.name, &shown.description, &shown.config, &shown.expires_at));
+    let etag = etag::of(&(
+        &shown.name,
+        &shown.description,
+        &shown.config,
+        &shown.expires_at,
+    ));
     Ok(envelope::sync_etag(shown, &etag))
 }
 
@@ -164,8 +169,7 @@ async fn create(
             "Snapshot {snapshot:?} already in use"
         )));
     }
-    let view =
-        volumes::create_snapshot(&app, &query.project, &parent, &snapshot, &expires).await?;
+    let view = volumes::create_snapshot(&app, &query.project, &parent, &snapshot, &expires).await?;
     Ok(envelope::operation(&view))
 }
 
@@ -173,7 +177,12 @@ async fn create(
 fn next_name(present: &[storage::Snapshot]) -> String {
     let next = present
         .iter()
-        .filter_map(|s| urls::last(&s.name).strip_prefix("snap")?.parse::<u64>().ok())
+        .filter_map(|s| {
+            urls::last(&s.name)
+                .strip_prefix("snap")?
+                .parse::<u64>()
+                .ok()
+        })
         .map(|n| n.saturating_add(1))
         .max()
         .unwrap_or(0);

@@ -24,10 +24,7 @@ use crate::error::Failure;
 pub(super) fn routes() -> Router<App> {
     const BACKUPS: &str = "backups of storage volumes";
     Router::new()
-        .route(
-            "/1.0/storage-pools/{pool}/volumes",
-            get(list).post(create),
-        )
+        .route("/1.0/storage-pools/{pool}/volumes", get(list).post(create))
         .route(
             "/1.0/storage-pools/{pool}/volumes/{type}",
             get(list_type).post(create_typed),
@@ -118,8 +115,7 @@ fn location(pool: &str, kind: &str, volume: &str) -> String {
 
 /// The collection that a path's volume type names.
 pub(super) fn collection(kind: &str) -> Result<&'static str, Failure> {
-    urls::collection(kind)
-        .ok_or_else(|| Failure::bad_request("Invalid storage volume type name"))
+    urls::collection(kind).ok_or_else(|| Failure::bad_request("Invalid storage volume type name"))
 }
 
 /// The resource name of the volume in a path.

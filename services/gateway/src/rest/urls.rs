@@ -77,7 +77,15 @@ pub(crate) fn of_resource(name: &str) -> String {
             with(p, format!("/1.0/images/aliases/{}", escape(&alias)))
         }
         ["storagePools", s] => format!("/1.0/storage-pools/{}", escape(s)),
-        ["projects", p, "storagePools", pool, collection, v, rest @ ..] => {
+        [
+            "projects",
+            p,
+            "storagePools",
+            pool,
+            collection,
+            v,
+            rest @ ..,
+        ] => {
             let snapshot = match rest {
                 ["snapshots", s] => Some(*s),
                 _ => None,
@@ -132,12 +140,18 @@ mod tests {
                 "projects/default/storagePools/s/containers/c1/snapshots/a",
                 "/1.0/instances/c1/snapshots/a",
             ),
-            ("projects/default/storagePools/s/images/abcd", "/1.0/images/abcd"),
+            (
+                "projects/default/storagePools/s/images/abcd",
+                "/1.0/images/abcd",
+            ),
             (
                 "projects/default/storagePools/s/custom/v w",
                 "/1.0/storage-pools/s/volumes/custom/v%20w",
             ),
-            ("projects/default/imageAliases/a%2Fb", "/1.0/images/aliases/a%2Fb"),
+            (
+                "projects/default/imageAliases/a%2Fb",
+                "/1.0/images/aliases/a%2Fb",
+            ),
             ("something/else", "something/else"),
         ] {
             assert_eq!(of_resource(name), url);
@@ -147,7 +161,10 @@ mod tests {
     #[test]
     fn what_no_name_can_be_is_not_found() {
         for name in ["", ".", "..", "a/b", "a\nb"] {
-            assert_eq!(named("Profile", name).unwrap_err().message, "Profile not found");
+            assert_eq!(
+                named("Profile", name).unwrap_err().message,
+                "Profile not found"
+            );
         }
         assert_eq!(named("Profile", "a b").unwrap(), "a b");
     }

@@ -69,7 +69,10 @@ fn parse(id: &str) -> Result<Uuid, Failure> {
 }
 
 async fn list(State(app): State<App>, query: Query) -> Answer {
-    let warnings = app.warnings.look(&app.owners).await;
+    let warnings = app
+        .warnings
+        .look(&app.owners, &app.operations.busy_instances())
+        .await;
     if query.recursion == 0 {
         let urls: Vec<String> = warnings
             .iter()
@@ -85,7 +88,7 @@ async fn show(State(app): State<App>, Path(id): Path<String>) -> Answer {
     let id = parse(&id)?;
     let warning = app
         .warnings
-        .look(&app.owners)
+        .look(&app.owners, &app.operations.busy_instances())
         .await
         .into_iter()
         .find(|warning| warning.id == id)
@@ -101,11 +104,7 @@ struct Put {
     status: String,
 }
 
-async fn change(
-    State(app): State<App>,
-    Path(id): Path<String>,
-    Json(put): Json<Put>,
-) -> Answer {
+async fn change(State(app): State<App>, Path(id): Path<String>, Json(put): Json<Put>) -> Answer {
     let acknowledged = match put.status.as_str() {
         "acknowledged" => true,
         "new" => false,

@@ -95,5 +95,10 @@ pub async fn run(app: &App, saga: &str, params: &impl Serialize) -> Record {
 /// Runs one that must work.
 pub async fn done(app: &App, saga: &str, params: &impl Serialize) {
     let record = run(app, saga, params).await;
-    assert_eq!(record.state, State::Succeeded, "{saga}: {:?}", record.failure);
+    assert_eq!(
+        record.state,
+        State::Succeeded,
+        "{saga}: {:?}",
+        record.failure
+    );
 }

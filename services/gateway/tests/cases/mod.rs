@@ -8,7 +8,9 @@ use std::pin::Pin;
 use berth_gateway::App;
 use berth_gateway::app::holds::Uses;
 use berth_gateway::app::sagas::devices::Contents;
-use berth_gateway::app::sagas::instances::{create, delete, rename, restore, snapshots, state, update};
+use berth_gateway::app::sagas::instances::{
+    create, delete, rename, restore, snapshots, state, update,
+};
 use berth_gateway::app::sagas::{images, networks, pools, profiles, volumes};
 use berth_gateway::app::wire::Wire;
 use berth_proto::instance::{
@@ -47,7 +49,12 @@ fn device(of: &[(&str, &str)]) -> Device {
 }
 
 pub fn root(size: &str) -> Device {
-    device(&[("type", "disk"), ("path", "/"), ("pool", "p1"), ("size", size)])
+    device(&[
+        ("type", "disk"),
+        ("path", "/"),
+        ("pool", "p1"),
+        ("size", size),
+    ])
 }
 
 pub fn nic(network: &str) -> Device {
@@ -55,21 +62,36 @@ pub fn nic(network: &str) -> Device {
 }
 
 fn custom(volume: &str) -> Device {
-    device(&[("type", "disk"), ("path", "/srv"), ("pool", "p1"), ("source", volume)])
+    device(&[
+        ("type", "disk"),
+        ("path", "/srv"),
+        ("pool", "p1"),
+        ("source", volume),
+    ])
 }
 
 fn profile(name: &str, devices: Vec<(&str, Device)>) -> profiles::Stored {
     profiles::Stored::new(Profile {
         name: format!("{PARENT}/profiles/{name}"),
         config: options(&[("user.a", "b")]),
-        devices: devices.into_iter().map(|(n, d)| (n.to_owned(), d)).collect(),
+        devices: devices
+            .into_iter()
+            .map(|(n, d)| (n.to_owned(), d))
+            .collect(),
         ..Profile::default()
     })
     .unwrap()
 }
 
 fn web() -> profiles::Stored {
-    profile("web", vec![("root", root("1GiB")), ("eth0", nic("br0")), ("data", custom("v1"))])
+    profile(
+        "web",
+        vec![
+            ("root", root("1GiB")),
+            ("eth0", nic("br0")),
+            ("data", custom("v1")),
+        ],
+    )
 }
 
 fn fingerprint() -> String {

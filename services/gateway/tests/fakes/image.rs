@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use berth_proto::image::export_image_response::{Message as Out, PartHeader};
 use berth_proto::image::image_service_server::ImageService;
 use berth_proto::image::import_image_request::Message as In;
-use berth_proto::image::export_image_response::{Message as Out, PartHeader};
 use berth_proto::image::resolve_image_request::Selector;
 use berth_proto::image::{self, Alias, Image};
 use berth_proto::types::blob_ref::Part;
@@ -164,7 +164,10 @@ impl ImageService for Fake {
         let name = request.into_inner().name;
         let parts = self.0.with(|state| {
             let fingerprint = state.find(&name)?;
-            Ok((fingerprint.clone(), state.images[&fingerprint].parts.clone()))
+            Ok((
+                fingerprint.clone(),
+                state.images[&fingerprint].parts.clone(),
+            ))
         })?;
         let (fingerprint, parts) = parts.into_inner();
         let mut messages = Vec::new();

@@ -35,7 +35,10 @@ pub struct Stored {
 pub struct Fake(pub Replaying<State>);
 
 fn pool_of(volume: &str) -> String {
-    format!("storagePools/{}", volume.split('/').nth(3).unwrap_or_default())
+    format!(
+        "storagePools/{}",
+        volume.split('/').nth(3).unwrap_or_default()
+    )
 }
 
 impl State {
@@ -106,7 +109,10 @@ fn attachment(stored: &Stored, name: &str) -> Attachment {
         volume_uid: stored.volume.uid.clone(),
         generation: stored.generation,
         mounts: vec![Mount {
-            source: Some(mount::Source::HostPath(format!("/pools/{}", stored.volume.uid))),
+            source: Some(mount::Source::HostPath(format!(
+                "/pools/{}",
+                stored.volume.uid
+            ))),
             can_idmap: true,
             ..Mount::default()
         }],
@@ -266,7 +272,10 @@ impl PoolService for Fake {
 fn make(state: &mut State, request: storage::CreateVolumeRequest) -> Result<Volume, Error> {
     let pool = format!("storagePools/{}", last(&request.parent));
     state.pool(&pool)?;
-    let name = format!("{}/{}/{}", request.parent, request.collection, request.volume_id);
+    let name = format!(
+        "{}/{}/{}",
+        request.parent, request.collection, request.volume_id
+    );
     if state.volumes.contains_key(&name) {
         return Err(Error::already_exists("Storage volume", &request.volume_id));
     }
@@ -274,16 +283,19 @@ fn make(state: &mut State, request: storage::CreateVolumeRequest) -> Result<Volu
     if let Some(Source::Image(image)) = &request.source {
         // Unpacked once a pool.
         let cached = format!("{}/images/{}", request.parent, image.fingerprint);
-        state.volumes.entry(cached.clone()).or_insert_with(|| Stored {
-            volume: Volume {
-                uid: format!("cache-{}", image.fingerprint),
-                name: cached,
-                content_type: "filesystem".into(),
-                ..Volume::default()
-            },
-            contents: contents.clone(),
-            ..Stored::default()
-        });
+        state
+            .volumes
+            .entry(cached.clone())
+            .or_insert_with(|| Stored {
+                volume: Volume {
+                    uid: format!("cache-{}", image.fingerprint),
+                    name: cached,
+                    content_type: "filesystem".into(),
+                    ..Volume::default()
+                },
+                contents: contents.clone(),
+                ..Stored::default()
+            });
     }
     state.made += 1;
     let mut volume = request.volume.unwrap_or_default();
@@ -392,7 +404,10 @@ impl VolumeService for Fake {
             let (parent, _) = request.name.rsplit_once('/').unwrap();
             let name = format!("{parent}/{}", request.new_volume_id);
             if state.volumes.contains_key(&name) {
-                return Err(Error::already_exists("Storage volume", &request.new_volume_id));
+                return Err(Error::already_exists(
+                    "Storage volume",
+                    &request.new_volume_id,
+                ));
             }
             let mut stored = state.volumes.remove(&request.name).unwrap();
             stored.volume.name.clone_from(&name);
@@ -481,9 +496,10 @@ impl VolumeService for Fake {
                 .remove(id)
                 .ok_or_else(|| Error::not_found("Snapshot", id))?;
             snapshot.name = format!("{volume}/snapshots/{}", request.new_snapshot_id);
-            stored
-                .snapshots
-                .insert(request.new_snapshot_id.clone(), (snapshot.clone(), contents));
+            stored.snapshots.insert(
+                request.new_snapshot_id.clone(),
+                (snapshot.clone(), contents),
+            );
             Ok(snapshot)
         })
     }
@@ -580,7 +596,11 @@ pub fn inventory(fake: &Fake) -> Vec<String> {
     let state = fake.0.lock();
     let pools = state.pools.values().map(|pool| {
         let config: BTreeMap<_, _> = pool.config.iter().collect();
-        let holds = state.pool_holds.get(&pool.name).cloned().unwrap_or_default();
+        let holds = state
+            .pool_holds
+            .get(&pool.name)
+            .cloned()
+            .unwrap_or_default();
         format!("{} {config:?} held by {holds:?}", pool.name)
     });
     let volumes = state.volumes.values().map(|stored| {

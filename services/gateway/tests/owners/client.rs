@@ -31,9 +31,8 @@ pub struct Got {
 impl Got {
     /// The envelope.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.bytes).unwrap_or_else(|error| {
-            panic!("{error}: {}", String::from_utf8_lossy(&self.bytes))
-        })
+        serde_json::from_slice(&self.bytes)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.bytes)))
     }
 
     pub fn metadata(&self) -> Value {
@@ -41,7 +40,9 @@ impl Got {
     }
 
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     /// Fails unless it is this error with this sentence, in LXD's envelope.
@@ -111,13 +112,7 @@ impl Client {
     }
 
     /// With If-Match.
-    pub async fn call_if(
-        &self,
-        method: &str,
-        path: &str,
-        body: &str,
-        etag: Option<&str>,
-    ) -> Got {
+    pub async fn call_if(&self, method: &str, path: &str, body: &str, etag: Option<&str>) -> Got {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -136,7 +131,10 @@ impl Client {
         let json = started.json();
         assert_eq!(json["type"], "async");
         assert_eq!(json["status_code"], 100);
-        assert_eq!(started.header("location"), json["operation"].as_str().unwrap());
+        assert_eq!(
+            started.header("location"),
+            json["operation"].as_str().unwrap()
+        );
         let path = format!("{}/wait?timeout=10", json["operation"].as_str().unwrap());
         let wait = tokio::time::timeout(Duration::from_secs(15), self.get(&path));
         wait.await.expect("an end").metadata()

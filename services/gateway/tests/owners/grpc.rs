@@ -46,7 +46,12 @@ impl Rpc {
                 nanos: 0,
             }),
         };
-        let operation = self.operations.wait_operation(request).await.unwrap().into_inner();
+        let operation = self
+            .operations
+            .wait_operation(request)
+            .await
+            .unwrap()
+            .into_inner();
         assert!(operation.done);
         match operation.result {
             Some(End::Response(_)) => Ok(()),
@@ -78,15 +83,24 @@ impl Rpc {
         let started = self.gateway.create_network(network).await.unwrap();
         self.end(started).await.unwrap();
         let options = |of: &[(&str, &str)]| Device {
-            options: of.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            options: of
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
         };
         let profile = UpdateProfileRequest {
             update: Some(instance::UpdateProfileRequest {
                 profile: Some(Profile {
                     name: "projects/default/profiles/default".into(),
                     devices: [
-                        ("root".to_owned(), options(&[("type", "disk"), ("path", "/"), ("pool", "p1")])),
-                        ("eth0".to_owned(), options(&[("type", "nic"), ("network", "br0")])),
+                        (
+                            "root".to_owned(),
+                            options(&[("type", "disk"), ("path", "/"), ("pool", "p1")]),
+                        ),
+                        (
+                            "eth0".to_owned(),
+                            options(&[("type", "nic"), ("network", "br0")]),
+                        ),
                     ]
                     .into(),
                     ..Default::default()
@@ -117,13 +131,22 @@ async fn a_grpc_launch_and_its_end() {
     };
     let first = rpc.gateway.create_instance(create.clone()).await.unwrap();
     let again = rpc.gateway.create_instance(create).await.unwrap();
-    assert_eq!(first.get_ref().name, again.get_ref().name, "one request, one operation");
+    assert_eq!(
+        first.get_ref().name,
+        again.get_ref().name,
+        "one request, one operation"
+    );
     rpc.end(first).await.unwrap();
     let get = GetInstanceRequest {
         name: C1.into(),
         ..Default::default()
     };
-    let instance = rpc.gateway.get_instance(get.clone()).await.unwrap().into_inner();
+    let instance = rpc
+        .gateway
+        .get_instance(get.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(instance.status(), Status::Running);
     assert_eq!(instance.ports.len(), 1);
 
@@ -145,7 +168,10 @@ async fn a_grpc_launch_and_its_end() {
     rpc.end(started).await.unwrap();
     let started = rpc.gateway.delete_instance(delete).await.unwrap();
     rpc.end(started).await.unwrap();
-    assert_eq!(rpc.gateway.get_instance(get).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(
+        rpc.gateway.get_instance(get).await.unwrap_err().code(),
+        tonic::Code::NotFound
+    );
     assert!(rpc.client.bed.fakes.network.0.lock().ports.is_empty());
 
     let image = DeleteImageRequest {
@@ -178,19 +204,30 @@ async fn a_malformed_request_names_its_field() {
         let error = berth_rpc::Error::from(status);
         assert_eq!(error.fields[0].field, field);
     };
-    let status = rpc.gateway.create_instance(CreateInstanceRequest::default()).await;
+    let status = rpc
+        .gateway
+        .create_instance(CreateInstanceRequest::default())
+        .await;
     refused(status.unwrap_err(), "instance_id");
     let no_source = CreateInstanceRequest {
         parent: "projects/default".into(),
         instance_id: "c1".into(),
         ..Default::default()
     };
-    refused(rpc.gateway.create_instance(no_source).await.unwrap_err(), "source");
-    let status = rpc.gateway.change_instance_state(ChangeInstanceStateRequest {
-        name: C1.into(),
-        ..Default::default()
-    });
+    refused(
+        rpc.gateway.create_instance(no_source).await.unwrap_err(),
+        "source",
+    );
+    let status = rpc
+        .gateway
+        .change_instance_state(ChangeInstanceStateRequest {
+            name: C1.into(),
+            ..Default::default()
+        });
     refused(status.await.unwrap_err(), "action");
-    let status = rpc.gateway.update_profile(UpdateProfileRequest::default()).await;
+    let status = rpc
+        .gateway
+        .update_profile(UpdateProfileRequest::default())
+        .await;
     refused(status.unwrap_err(), "update");
 }

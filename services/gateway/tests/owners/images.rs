@@ -17,7 +17,9 @@ async fn upload(client: &Client, bytes: &'static [u8], headers: &[(&str, &str)])
         request = request.header(*name, *value);
     }
     // In pieces, as a socket gives them.
-    let pieces = bytes.chunks(4).map(|piece| Ok::<_, std::io::Error>(Bytes::from(piece)));
+    let pieces = bytes
+        .chunks(4)
+        .map(|piece| Ok::<_, std::io::Error>(Bytes::from(piece)));
     let body = Body::from_stream(futures::stream::iter(pieces.collect::<Vec<_>>()));
     client.send(request.body(body).unwrap()).await
 }
@@ -40,7 +42,10 @@ async fn images_and_aliases() {
     assert_eq!(operation["status_code"], 200);
     assert_eq!(operation["description"], "Downloading image");
     assert_eq!(operation["resources"], json!(null));
-    assert_eq!(operation["metadata"], json!({"fingerprint": fingerprint, "size": "13"}));
+    assert_eq!(
+        operation["metadata"],
+        json!({"fingerprint": fingerprint, "size": "13"})
+    );
 
     let short = format!("/1.0/images/{}", &fingerprint[..8]);
     let got = client.get(&short).await;
@@ -55,16 +60,21 @@ async fn images_and_aliases() {
     );
     let list = client.get("/1.0/images?filter=").await.metadata();
     assert_eq!(list, json!([format!("/1.0/images/{fingerprint}")]));
-    let busy = client.get("/1.0/images?recursion=1&filter=properties.os+eq+busy").await;
+    let busy = client
+        .get("/1.0/images?recursion=1&filter=properties.os+eq+busy")
+        .await;
     assert_eq!(busy.metadata()[0]["fingerprint"], fingerprint.as_str());
-    let none = client.get("/1.0/images?filter=properties.os+eq+debian").await;
+    let none = client
+        .get("/1.0/images?filter=properties.os+eq+debian")
+        .await;
     assert_eq!(none.metadata(), json!([]));
     client
         .get("/1.0/images?filter=garbage")
         .await
         .refused(500, "Invalid filter: clause has no operator");
 
-    let alias = json!({"name": "a/b", "target": &fingerprint[..12], "description": "d"}).to_string();
+    let alias =
+        json!({"name": "a/b", "target": &fingerprint[..12], "description": "d"}).to_string();
     client
         .call("POST", "/1.0/images/aliases", &alias)
         .await
@@ -78,7 +88,11 @@ async fn images_and_aliases() {
         .await
         .refused(400, "name and target are required");
     client
-        .call("POST", "/1.0/images/aliases", r#"{"name":"c","target":"ffff"}"#)
+        .call(
+            "POST",
+            "/1.0/images/aliases",
+            r#"{"name":"c","target":"ffff"}"#,
+        )
         .await
         .refused(404, "Image not found");
     let expected =
@@ -92,13 +106,22 @@ async fn images_and_aliases() {
         .call("POST", "/1.0/images/aliases/a%2Fb", r#"{"name":"c"}"#)
         .await
         .created("/1.0/images/aliases/c");
-    client.call("PATCH", "/1.0/images/aliases/c", r#"{"description":"e"}"#).await.done();
-    assert_eq!(client.get("/1.0/images/aliases/c").await.metadata()["description"], "e");
+    client
+        .call("PATCH", "/1.0/images/aliases/c", r#"{"description":"e"}"#)
+        .await
+        .done();
+    assert_eq!(
+        client.get("/1.0/images/aliases/c").await.metadata()["description"],
+        "e"
+    );
     client
         .call("PUT", "/1.0/images/aliases/c", "{}")
         .await
         .refused(400, "The target field is required");
-    client.call("DELETE", "/1.0/images/aliases/c", "").await.done();
+    client
+        .call("DELETE", "/1.0/images/aliases/c", "")
+        .await
+        .done();
     client
         .call("DELETE", "/1.0/images/aliases/c", "")
         .await
@@ -112,7 +135,10 @@ async fn images_and_aliases() {
         json!({"images": [format!("/1.0/images/{fingerprint}")]})
     );
     client.get(&short).await.refused(404, "Image not found");
-    client.get("/1.0/images/zz").await.refused(404, "Image not found");
+    client
+        .get("/1.0/images/zz")
+        .await
+        .refused(404, "Image not found");
 }
 
 #[tokio::test]
@@ -123,12 +149,18 @@ async fn a_bad_upload_is_an_operation_that_fails() {
         assert_eq!(operation["status_code"], 400);
         operation["err"].as_str().unwrap().to_owned()
     };
-    assert_eq!(fail(upload(&client, b"garbage", &[]).await).await, "Unsupported compression");
+    assert_eq!(
+        fail(upload(&client, b"garbage", &[]).await).await,
+        "Unsupported compression"
+    );
     let wrong = upload(&client, b"IMAGE x", &[("X-LXD-fingerprint", "abcd")]).await;
     assert_eq!(fail(wrong).await, "fingerprints don't match");
     client.end_of(&upload(&client, b"IMAGE x", &[]).await).await;
     let again = upload(&client, b"IMAGE x", &[]).await;
-    assert_eq!(fail(again).await, "Image with same fingerprint already exists");
+    assert_eq!(
+        fail(again).await,
+        "Image with same fingerprint already exists"
+    );
 }
 
 #[tokio::test]
@@ -181,11 +213,20 @@ async fn a_split_image_goes_both_ways() {
     ];
     let operation = client.end_of(&client.send(multipart(&parts)).await).await;
     let fingerprint = hex::encode(Sha256::digest(b"IMAGE metaand root"));
-    assert_eq!(operation["metadata"]["fingerprint"], fingerprint.as_str(), "{operation}");
-    let image = client.get(&format!("/1.0/images/{fingerprint}")).await.metadata();
+    assert_eq!(
+        operation["metadata"]["fingerprint"],
+        fingerprint.as_str(),
+        "{operation}"
+    );
+    let image = client
+        .get(&format!("/1.0/images/{fingerprint}"))
+        .await
+        .metadata();
     assert_eq!(image["filename"], "root.squashfs");
 
-    let got = client.get(&format!("/1.0/images/{fingerprint}/export")).await;
+    let got = client
+        .get(&format!("/1.0/images/{fingerprint}/export"))
+        .await;
     let kind = got.header("content-type").to_owned();
     let boundary = kind.strip_prefix("multipart/form-data; boundary=").unwrap();
     let part = |name: &str, filename: &str, bytes: &str| {
@@ -196,16 +237,25 @@ async fn a_split_image_goes_both_ways() {
     };
     let expected = format!(
         "{}{}--{boundary}--\r\n",
-        part("metadata", &format!("meta-{fingerprint}.tar.xz"), "IMAGE meta"),
+        part(
+            "metadata",
+            &format!("meta-{fingerprint}.tar.xz"),
+            "IMAGE meta"
+        ),
         part("rootfs", &format!("{fingerprint}.squashfs"), "and root"),
     );
     assert_eq!(String::from_utf8(got.bytes).unwrap(), expected);
     let backwards = [parts[1], parts[0]];
-    let operation = client.end_of(&client.send(multipart(&backwards)).await).await;
+    let operation = client
+        .end_of(&client.send(multipart(&backwards)).await)
+        .await;
     assert_eq!(operation["status_code"], 400);
     let vm = [parts[0], ("rootfs.img", "disk.qcow2", "QFI")];
     let operation = client.end_of(&client.send(multipart(&vm)).await).await;
-    assert!(operation["err"].as_str().unwrap().contains("rootfs.img"), "{operation}");
+    assert!(
+        operation["err"].as_str().unwrap().contains("rootfs.img"),
+        "{operation}"
+    );
     assert_eq!(client.bed.fakes.image.0.lock().images.len(), 1);
 }
 
@@ -213,7 +263,9 @@ async fn a_split_image_goes_both_ways() {
 async fn a_unified_image_is_exported_as_it_is() {
     let client = Client::new().await;
     let fingerprint = client.bed.fakes.image.put(b"IMAGE bytes");
-    let got = client.get(&format!("/1.0/images/{}/export", &fingerprint[..6])).await;
+    let got = client
+        .get(&format!("/1.0/images/{}/export", &fingerprint[..6]))
+        .await;
     assert_eq!(got.bytes, b"IMAGE bytes");
     assert_eq!(got.header("content-length"), "11");
     assert_eq!(got.header("content-type"), "application/octet-stream");
@@ -221,7 +273,10 @@ async fn a_unified_image_is_exported_as_it_is() {
         got.header("content-disposition"),
         format!("inline;filename={fingerprint}.tar.gz")
     );
-    client.get("/1.0/images/ffff/export").await.refused(404, "Image not found");
+    client
+        .get("/1.0/images/ffff/export")
+        .await
+        .refused(404, "Image not found");
 }
 
 #[tokio::test]
@@ -230,11 +285,20 @@ async fn an_image_is_changed_under_its_etag() {
     let fingerprint = client.bed.fakes.image.put(b"IMAGE bytes");
     let path = format!("/1.0/images/{fingerprint}");
     let etag = client.get(&path).await.header("etag").to_owned();
-    client.call_if("PUT", &path, r#"{"properties":{"x":"y"}}"#, Some(&etag)).await.done();
-    client.call("PATCH", &path, r#"{"properties":{"z":"y"},"public":true}"#).await.done();
+    client
+        .call_if("PUT", &path, r#"{"properties":{"x":"y"}}"#, Some(&etag))
+        .await
+        .done();
+    client
+        .call("PATCH", &path, r#"{"properties":{"z":"y"},"public":true}"#)
+        .await
+        .done();
     let image = client.get(&path).await.metadata();
     assert_eq!(image["properties"], json!({"x": "y", "z": "y"}));
-    assert_eq!((&image["public"], &image["profiles"]), (&json!(true), &json!(["default"])));
+    assert_eq!(
+        (&image["public"], &image["profiles"]),
+        (&json!(true), &json!(["default"]))
+    );
     let stale = client.call_if("PUT", &path, "{}", Some(&etag)).await;
     assert_eq!(stale.status, 412);
     client
@@ -252,9 +316,15 @@ async fn an_image_is_changed_under_its_etag() {
 async fn what_is_not_done_is_refused_by_name() {
     let client = Client::new().await;
     for (body, named) in [
-        (r#"{"source":{"type":"instance","name":"c1"}}"#, "source.type"),
+        (
+            r#"{"source":{"type":"instance","name":"c1"}}"#,
+            "source.type",
+        ),
         (r#"{"source":{"type":"url","url":"https://x"}}"#, "URL"),
-        (r#"{"source":{"type":"image","mode":"pull"}}"#, "another server"),
+        (
+            r#"{"source":{"type":"image","mode":"pull"}}"#,
+            "another server",
+        ),
         (r#"{"source":{"mode":"push"}}"#, "push"),
     ] {
         let got = client.call("POST", "/1.0/images", body).await;

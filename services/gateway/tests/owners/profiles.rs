@@ -7,8 +7,14 @@ const PROFILES: &str = "/1.0/profiles";
 async fn with_pool_and_network() -> Client {
     let client = Client::new().await;
     let pool = r#"{"name":"p1","driver":"dir"}"#;
-    client.call("POST", "/1.0/storage-pools", pool).await.created("/1.0/storage-pools/p1");
-    client.call("POST", "/1.0/networks", r#"{"name":"br0"}"#).await.created("/1.0/networks/br0");
+    client
+        .call("POST", "/1.0/storage-pools", pool)
+        .await
+        .created("/1.0/storage-pools/p1");
+    client
+        .call("POST", "/1.0/networks", r#"{"name":"br0"}"#)
+        .await
+        .created("/1.0/networks/br0");
     client
 }
 
@@ -19,7 +25,10 @@ async fn profiles_name_their_users() {
         "root": {"type": "disk", "path": "/", "pool": "p1"},
         "eth0": {"type": "nic", "network": "br0"}}})
     .to_string();
-    client.call("POST", PROFILES, &body).await.created("/1.0/profiles/web");
+    client
+        .call("POST", PROFILES, &body)
+        .await
+        .created("/1.0/profiles/web");
     let conflict = client.call("POST", PROFILES, &body).await;
     conflict.refused(409, "The profile already exists");
     let shown = client.get("/1.0/profiles/web").await;
@@ -49,11 +58,17 @@ async fn profiles_name_their_users() {
         .created("/1.0/profiles/shop");
     let pool = client.get("/1.0/storage-pools/p1").await.metadata();
     assert_eq!(used_by(pool), json!(["/1.0/profiles/shop"]));
-    client.call("PUT", "/1.0/profiles/shop", r#"{"devices":{}}"#).await.done();
+    client
+        .call("PUT", "/1.0/profiles/shop", r#"{"devices":{}}"#)
+        .await
+        .done();
     let network = client.get("/1.0/networks/br0").await.metadata();
     assert_eq!(used_by(network), json!(null));
     client.call("DELETE", "/1.0/profiles/shop", "").await.done();
-    client.call("DELETE", "/1.0/profiles/shop", "").await.refused(404, "Profile not found");
+    client
+        .call("DELETE", "/1.0/profiles/shop", "")
+        .await
+        .refused(404, "Profile not found");
 }
 
 #[tokio::test]
@@ -63,10 +78,19 @@ async fn a_profile_may_name_what_comes_later() {
         "root": {"type": "disk", "path": "/", "pool": "late"},
         "eth0": {"type": "nic", "nictype": "bridged", "parent": "br9"}}})
     .to_string();
-    client.call("POST", PROFILES, &body).await.created("/1.0/profiles/early");
+    client
+        .call("POST", PROFILES, &body)
+        .await
+        .created("/1.0/profiles/early");
     let pool = r#"{"name":"late","driver":"dir"}"#;
-    client.call("POST", "/1.0/storage-pools", pool).await.created("/1.0/storage-pools/late");
-    client.call("POST", "/1.0/networks", r#"{"name":"br9"}"#).await.created("/1.0/networks/br9");
+    client
+        .call("POST", "/1.0/storage-pools", pool)
+        .await
+        .created("/1.0/storage-pools/late");
+    client
+        .call("POST", "/1.0/networks", r#"{"name":"br9"}"#)
+        .await
+        .created("/1.0/networks/br9");
     for path in ["/1.0/storage-pools/late", "/1.0/networks/br9"] {
         let used_by = client.get(path).await.metadata()["used_by"].clone();
         assert_eq!(used_by, json!(["/1.0/profiles/early"]), "{path}");
@@ -78,8 +102,12 @@ async fn patch_of_a_profile_merges_one_level() {
     let client = Client::new().await;
     let body = r#"{"name":"p","description":"d","config":{"user.a":"1","user.b":"2"},
         "devices":{"x":{"type":"none"},"y":{"type":"none"}}}"#;
-    client.call("POST", PROFILES, body).await.created("/1.0/profiles/p");
-    let patch = r#"{"config":{"user.a":"","user.c":"3"},"devices":{"x":{"type":"nic","network":"n"}}}"#;
+    client
+        .call("POST", PROFILES, body)
+        .await
+        .created("/1.0/profiles/p");
+    let patch =
+        r#"{"config":{"user.a":"","user.c":"3"},"devices":{"x":{"type":"nic","network":"n"}}}"#;
     client.call("PATCH", "/1.0/profiles/p", patch).await.done();
     let now = client.get("/1.0/profiles/p").await.metadata();
     assert_eq!(now["config"], json!({"user.b": "2", "user.c": "3"}));
@@ -88,12 +116,30 @@ async fn patch_of_a_profile_merges_one_level() {
         json!({"x": {"type": "nic", "network": "n"}, "y": {"type": "none"}})
     );
     assert_eq!(now["description"], "d");
-    let etag = client.get("/1.0/profiles/p").await.header("etag").to_owned();
-    client.call_if("PUT", "/1.0/profiles/p", r#"{"config":null,"devices":null}"#, Some(&etag)).await.done();
-    let stale = client.call_if("PUT", "/1.0/profiles/p", "{}", Some(&etag)).await;
+    let etag = client
+        .get("/1.0/profiles/p")
+        .await
+        .header("etag")
+        .to_owned();
+    client
+        .call_if(
+            "PUT",
+            "/1.0/profiles/p",
+            r#"{"config":null,"devices":null}"#,
+            Some(&etag),
+        )
+        .await
+        .done();
+    let stale = client
+        .call_if("PUT", "/1.0/profiles/p", "{}", Some(&etag))
+        .await;
     assert_eq!(stale.status, 412);
     let now = client.get("/1.0/profiles/p").await.metadata();
-    assert_eq!((&now["config"], &now["devices"]), (&json!({}), &json!({})), "never null");
+    assert_eq!(
+        (&now["config"], &now["devices"]),
+        (&json!({}), &json!({})),
+        "never null"
+    );
 }
 
 #[tokio::test]
@@ -103,13 +149,22 @@ async fn wrong_profiles_are_refused_in_lxds_words() {
         (r#"{"name":""}"#, "No name provided"),
         (r#"{"name":"a/b"}"#, "Profile names may not contain slashes"),
         (r#"{"name":".."}"#, "Invalid profile name \"..\""),
-        (r#"{"name":"p2","config":{"foo":"bar"}}"#, "Unknown configuration key: foo"),
+        (
+            r#"{"name":"p2","config":{"foo":"bar"}}"#,
+            "Unknown configuration key: foo",
+        ),
     ] {
         client.call("POST", PROFILES, body).await.refused(400, why);
     }
     assert_eq!(client.call("POST", PROFILES, "{bad").await.status, 400);
-    client.get("/1.0/profiles/nope").await.refused(404, "Profile not found");
-    client.call("PUT", "/1.0/profiles/nope", "{}").await.refused(404, "Profile not found");
+    client
+        .get("/1.0/profiles/nope")
+        .await
+        .refused(404, "Profile not found");
+    client
+        .call("PUT", "/1.0/profiles/nope", "{}")
+        .await
+        .refused(404, "Profile not found");
     client
         .call("DELETE", "/1.0/profiles/default", "")
         .await
@@ -118,6 +173,12 @@ async fn wrong_profiles_are_refused_in_lxds_words() {
         .call("POST", "/1.0/profiles/default", r#"{"name":"x"}"#)
         .await
         .refused(403, "The \"default\" profile cannot be renamed");
-    client.call("DELETE", PROFILES, "").await.refused(501, "not implemented");
-    client.get("/1.0/profiles/a%2Fb").await.refused(404, "Profile not found");
+    client
+        .call("DELETE", PROFILES, "")
+        .await
+        .refused(501, "not implemented");
+    client
+        .get("/1.0/profiles/a%2Fb")
+        .await
+        .refused(404, "Profile not found");
 }

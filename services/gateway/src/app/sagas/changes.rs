@@ -11,9 +11,7 @@ use berth_operations::for_each;
 use berth_proto::instance::{
     Instance, InstancePlan, InstanceValues, NeededPort, NeededVolume, VolumeChange,
 };
-use berth_proto::network::{
-    CreatePortRequest, DeletePortRequest, PortSpec, UpdatePortRequest,
-};
+use berth_proto::network::{CreatePortRequest, DeletePortRequest, PortSpec, UpdatePortRequest};
 use berth_proto::storage::{
     GetVolumeRequest, HoldVolumeRequest, ReleaseVolumeRequest, UpdateVolumeRequest, Volume,
 };
@@ -90,13 +88,10 @@ fn custom_volume(instance: &str, volume: &NeededVolume) -> Result<String, Error>
             "Giving an instance another root volume is not supported",
         ));
     }
-    Ok(names::Volume::new(
-        project_of(instance),
-        &volume.pool,
-        "custom",
-        &volume.volume,
+    Ok(
+        names::Volume::new(project_of(instance), &volume.pool, "custom", &volume.volume)
+            .to_string(),
     )
-    .to_string())
 }
 
 fn spec(instance: &str, port: &NeededPort) -> PortSpec {
@@ -236,35 +231,56 @@ impl Change {
         let attachments = plan
             .needed_volumes
             .iter()
-            .filter_map(|v| Some((v.device.clone(), self.before.0.attachments.get(&v.device)?.clone())))
+            .filter_map(|v| {
+                Some((
+                    v.device.clone(),
+                    self.before.0.attachments.get(&v.device)?.clone(),
+                ))
+            })
             .collect::<HashMap<String, Attachment>>();
         let ports = plan
             .needed_ports
             .iter()
             .chain(&plan.changed_ports)
-            .filter_map(|p| Some((p.device.clone(), self.before.0.ports.get(&p.device)?.clone())))
+            .filter_map(|p| {
+                Some((
+                    p.device.clone(),
+                    self.before.0.ports.get(&p.device)?.clone(),
+                ))
+            })
             .collect::<HashMap<String, Port>>();
         InstanceValues { attachments, ports }
     }
 
     fn used_before(&self, volume: &str) -> bool {
-        self.before.0.attachments.values().any(|a| a.volume == volume)
+        self.before
+            .0
+            .attachments
+            .values()
+            .any(|a| a.volume == volume)
     }
 
     fn port_before(&self, name: &str) -> Option<(&str, &Port)> {
-        let (device, port) = self.before.0.ports.iter().find(|(_, port)| port.name == name)?;
+        let (device, port) = self
+            .before
+            .0
+            .ports
+            .iter()
+            .find(|(_, port)| port.name == name)?;
         Some((device, port))
     }
 
     fn needs_volume(&self, name: &str) -> bool {
-        self.plan.0
+        self.plan
+            .0
             .needed_volumes
             .iter()
             .any(|volume| custom_volume(self.instance(), volume).is_ok_and(|n| n == name))
     }
 
     fn needs_port(&self, name: &str) -> bool {
-        self.plan.0
+        self.plan
+            .0
             .needed_ports
             .iter()
             .any(|port| port_name(self.instance(), port) == name)
@@ -276,7 +292,9 @@ impl Change {
             .into_iter()
             .flat_map(|device| &device.options)
             .filter(|(key, value)| {
-                !NOT_CONFIG.contains(&key.as_str()) && !key.starts_with("user.") && !value.is_empty()
+                !NOT_CONFIG.contains(&key.as_str())
+                    && !key.starts_with("user.")
+                    && !value.is_empty()
             })
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
@@ -307,10 +325,8 @@ impl Change {
             let spec = spec(self.instance(), port);
             return self.update_port(ctx, name, spec).await;
         }
-        let parent = names::Network::new(
-            project_of(self.instance()),
-            network_segment(&port.network),
-        );
+        let parent =
+            names::Network::new(project_of(self.instance()), network_segment(&port.network));
         let made = ctx
             .app
             .owners
@@ -410,7 +426,8 @@ async fn resize(ctx: &Context, change: &VolumeChange) -> Result<BTreeMap<String,
     config.retain(|_, value| !value.is_empty());
     set_config(ctx, change.volume.clone(), config).await?;
     // A second run finds its own work; what counts is what the first one found.
-    let found: Option<BTreeMap<String, String>> = ctx.output(&format!("before {}", change.volume))?;
+    let found: Option<BTreeMap<String, String>> =
+        ctx.output(&format!("before {}", change.volume))?;
     if let Some(found) = found {
         return Ok(found);
     }

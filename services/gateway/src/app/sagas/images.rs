@@ -40,7 +40,10 @@ pub fn delete() -> Saga<crate::Gateway> {
 }
 
 async fn drop_cached_volumes(ctx: Context) -> Result<(), Error> {
-    let Delete { parent, fingerprint } = ctx.params()?;
+    let Delete {
+        parent,
+        fingerprint,
+    } = ctx.params()?;
     let owners = &ctx.app.owners;
     // Held images stay, and so do their copies.
     let name = format!("{parent}/images/{fingerprint}");
@@ -89,7 +92,10 @@ async fn drop_cached_volumes(ctx: Context) -> Result<(), Error> {
 }
 
 async fn delete_image(ctx: Context) -> Result<(), Error> {
-    let Delete { parent, fingerprint } = ctx.params()?;
+    let Delete {
+        parent,
+        fingerprint,
+    } = ctx.params()?;
     ctx.app
         .owners
         .images()

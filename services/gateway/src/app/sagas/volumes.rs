@@ -54,10 +54,7 @@ impl Create {
     }
 }
 
-fn one(
-    name: &'static str,
-    run: berth_operations::StepFn<crate::Gateway>,
-) -> Saga<crate::Gateway> {
+fn one(name: &'static str, run: berth_operations::StepFn<crate::Gateway>) -> Saga<crate::Gateway> {
     Saga {
         name,
         version: 1,
