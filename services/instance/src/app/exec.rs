@@ -1,10 +1,12 @@
 //! Commands run in a guest. They live in its monitor, so that neither a caller's end nor this service's is
 //! theirs; what is here starts them and carries their streams.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use berth_monitor::error::FaultCode;
-use berth_monitor::protocol::{Event, ExecState, PtySize, Reply, Request, StartExec, Stream};
+use berth_monitor::protocol::{
+    CHUNK, EXEC_WINDOW, Event, ExecState, PtySize, Reply, Request, StartExec, Stream,
+};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -286,7 +288,8 @@ impl App {
                 .await
                 .is_ok()
             {
-                carry(link, events, id, input, output).await;
+                let window = StdinWindow::from(stdin_offset);
+                carry(link, events, id, input, output, window).await;
             }
         });
         Ok(())
@@ -333,11 +336,24 @@ async fn carry(
     id: String,
     mut input: mpsc::Receiver<ExecInput>,
     output: mpsc::Sender<Result<ExecOutput, Error>>,
+    mut window: StdinWindow,
 ) {
     let mut more_input = true;
     loop {
+        while let Some((offset, data, eof)) = window.next() {
+            let exec_id = id.clone();
+            let request = Request::ExecStdin {
+                exec_id,
+                offset,
+                eof,
+            };
+            if link.send(request, &data).await.is_err() {
+                return;
+            }
+        }
         tokio::select! {
-            item = input.recv(), if more_input => match item {
+            item = input.recv(), if more_input && window.has_room() => match item {
+                Some(ExecInput::Stdin { offset, data, eof }) => window.push(offset, data, eof),
                 Some(item) => {
                     if pass_input(&link, &id, item).await.is_err() {
                         return;
@@ -351,6 +367,11 @@ async fn carry(
                     let _ = output.send(Err(gone)).await;
                     return;
                 };
+                if let Event::ExecStdinAccepted { exec_id, offset } = &event
+                    && *exec_id == id
+                {
+                    window.accepted(*offset);
+                }
                 let (item, last) = match translate(event, payload, &id) {
                     Some(translated) => translated,
                     None => continue,
@@ -403,9 +424,8 @@ fn translate(event: Event, payload: Bytes, id: &str) -> Option<(Result<ExecOutpu
 async fn pass_input(link: &Link, id: &str, item: ExecInput) -> Result<(), LinkError> {
     let exec_id = id.to_owned();
     match item {
-        ExecInput::Stdin { offset, data, eof } => {
-            pass_stdin(link, exec_id, offset, &data, eof).await
-        }
+        // Those go through the window.
+        ExecInput::Stdin { .. } => Ok(()),
         ExecInput::Resize { width, height } => {
             let PtySize { rows, cols } = size(width, height);
             link.send(
@@ -436,34 +456,104 @@ async fn pass_input(link: &Link, id: &str, item: ExecInput) -> Result<(), LinkEr
     }
 }
 
-/// In pieces that fit a frame.
-async fn pass_stdin(
-    link: &Link,
-    exec_id: String,
-    offset: u64,
-    data: &[u8],
-    eof: bool,
-) -> Result<(), LinkError> {
-    let mut at = 0;
-    loop {
-        let end = data.len().min(at + berth_monitor::protocol::CHUNK);
-        let last = end == data.len();
-        let request = Request::ExecStdin {
-            exec_id: exec_id.clone(),
-            offset: offset + at as u64,
-            eof: eof && last,
-        };
-        link.send(request, &data[at..end]).await?;
-        if last {
-            return Ok(());
+/// Input on its way to the monitor: in pieces that fit a frame, and never more than the monitor keeps
+/// for a program that does not read.
+struct StdinWindow {
+    /// One past the last byte that the monitor has room for.
+    limit: u64,
+    waiting: VecDeque<(u64, Bytes, bool)>,
+    bytes: usize,
+}
+
+/// Input held here while the program does not read; then the client is not read either.
+const MAX_WAITING: usize = 4 << 20;
+
+impl StdinWindow {
+    /// Of an exec that was sent `received` bytes. After the first attachment some of them may still
+    /// be in the monitor, which then tells at once how many the program took.
+    fn from(received: u64) -> Self {
+        let room = if received == 0 { EXEC_WINDOW as u64 } else { 0 };
+        Self {
+            limit: received + room,
+            waiting: VecDeque::new(),
+            bytes: 0,
         }
-        at = end;
+    }
+
+    fn accepted(&mut self, offset: u64) {
+        self.limit = self.limit.max(offset + EXEC_WINDOW as u64);
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes < MAX_WAITING
+    }
+
+    fn push(&mut self, offset: u64, data: Bytes, eof: bool) {
+        self.bytes += data.len();
+        self.waiting.push_back((offset, data, eof));
+    }
+
+    /// The next piece that may be sent now.
+    fn next(&mut self) -> Option<(u64, Bytes, bool)> {
+        let (offset, data, eof) = self.waiting.front_mut()?;
+        let room = self.limit.saturating_sub(*offset);
+        let room = usize::try_from(room).unwrap_or(usize::MAX).min(CHUNK);
+        if room < data.len() {
+            if room == 0 {
+                return None;
+            }
+            let piece = (*offset, data.split_to(room), false);
+            *offset += room as u64;
+            self.bytes -= room;
+            return Some(piece);
+        }
+        self.bytes -= data.len();
+        let piece = (*offset, data.clone(), *eof);
+        self.waiting.pop_front();
+        Some(piece)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn input_waits_for_room_and_loses_nothing() {
+        let mut window = StdinWindow::from(0);
+        let size = EXEC_WINDOW + CHUNK + 5;
+        window.push(0, Bytes::from(vec![7; size]), true);
+        let (mut sent, mut ended) = (0, false);
+        let mut drain = |window: &mut StdinWindow, sent: &mut usize| {
+            while let Some((offset, data, eof)) = window.next() {
+                assert_eq!(offset as usize, *sent);
+                assert!(data.len() <= CHUNK && !ended);
+                *sent += data.len();
+                ended = eof;
+            }
+            ended
+        };
+        assert!(!drain(&mut window, &mut sent));
+        assert_eq!(sent, EXEC_WINDOW);
+        window.accepted(3);
+        assert!(!drain(&mut window, &mut sent));
+        assert_eq!(sent, EXEC_WINDOW + 3);
+        window.accepted(EXEC_WINDOW as u64);
+        assert!(drain(&mut window, &mut sent));
+        assert_eq!((sent, window.bytes), (size, 0));
+    }
+
+    #[test]
+    fn a_later_attachment_waits_until_it_knows_what_was_taken() {
+        let mut window = StdinWindow::from(100);
+        window.push(100, Bytes::from_static(b"more"), false);
+        assert_eq!(window.next(), None);
+        window.accepted(90);
+        assert_eq!(
+            window.next(),
+            Some((100, Bytes::from_static(b"more"), false))
+        );
+    }
 
     #[test]
     fn the_environment_has_a_logins_defaults_and_the_callers_wishes() {

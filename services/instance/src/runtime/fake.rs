@@ -358,6 +358,11 @@ impl Client {
                 vec![],
             );
         }
+        let accepted = Event::ExecStdinAccepted {
+            exec_id: exec_id.clone(),
+            offset: exec.stdin_offset,
+        };
+        self.event(accepted, vec![]);
         Ok(Reply::ExecAttached {
             exec_id,
             pid: exec.pid,
@@ -379,6 +384,11 @@ impl Client {
         output.extend(&fresh);
         exec.stdin_offset += fresh.len() as u64;
         let exec_id = id.to_owned();
+        let accepted = Event::ExecStdinAccepted {
+            exec_id: exec_id.clone(),
+            offset: exec.stdin_offset,
+        };
+        self.event(accepted, vec![]);
         if !fresh.is_empty() {
             let event = Event::ExecOutput {
                 exec_id: exec_id.clone(),

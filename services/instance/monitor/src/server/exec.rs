@@ -384,6 +384,13 @@ impl Monitor {
         let attached = result.is_ok();
         self.answer(asker, result);
         if attached {
+            // The reply tells what came; only this tells how much room there is.
+            let accepted = self.execs.get(id).map_or(0, |exec| exec.stdin.accepted);
+            let event = Event::ExecStdinAccepted {
+                exec_id: id.to_owned(),
+                offset: accepted,
+            };
+            self.tell(asker.conn, event, &[]);
             self.send_output(id);
         }
     }
