@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
@@ -17,6 +18,8 @@ use crate::error::{Doing, Error, Result};
 const REMOVE_DEPTH: usize = 64;
 /// Levels that a copy goes down; PATH_MAX allows no program to name anything deeper.
 const COPY_DEPTH: usize = 2048;
+/// Bytes of a path, its NUL included.
+const PATH_MAX: usize = 4096;
 
 fn entries(dir: impl AsFd) -> Result<Vec<(CString, FileType)>> {
     let mut out = Vec::new();
@@ -127,8 +130,9 @@ pub fn copy(from: impl AsFd, to: impl AsFd) -> Result<()> {
 }
 
 struct Copying {
-    /// Where the first copy of a file with several names is beneath `root`, by device and inode.
-    links: HashMap<(u64, u64), Vec<u8>>,
+    /// Where the first copy of a file with several names is beneath `root`, by device and inode: its directory,
+    /// shared by all files in it, and its name. A guest chooses how many and how deep.
+    links: HashMap<(u64, u64), (Arc<[u8]>, CString)>,
     root: OwnedFd,
     reflink: bool,
     buffer: Vec<u8>,
@@ -138,8 +142,8 @@ struct Pair {
     from: OwnedFd,
     to: OwnedFd,
     stat: Stat,
-    /// Beneath the root, ending with `/` unless empty.
-    path: Vec<u8>,
+    /// Beneath the root, ending with `/` unless empty; absent where it is longer than any path may be.
+    path: Option<Arc<[u8]>>,
     left: Vec<(CString, FileType)>,
 }
 
@@ -149,7 +153,7 @@ impl Copying {
             from: rustix::io::fcntl_dupfd_cloexec(from.as_fd(), 0).doing(|| "duplicating")?,
             to: rustix::io::fcntl_dupfd_cloexec(to.as_fd(), 0).doing(|| "duplicating")?,
             stat: rustix::fs::fstat(&from).doing(|| "reading a directory's attributes")?,
-            path: Vec::new(),
+            path: Some(Arc::from(&[][..])),
             left: entries(&from)?,
         };
         let mut stack = vec![top];
@@ -178,7 +182,10 @@ impl Copying {
             };
             rustix::fs::mkdirat(&pair.to, &name, Mode::RWXU).doing(|| "making a directory")?;
             let made = open_dir_beneath(&pair.to, &name).doing(|| "opening a new directory")?;
-            let path = [&pair.path[..], name.to_bytes(), b"/"].concat();
+            let path = pair.path.as_ref().and_then(|above| {
+                let fits = above.len() + name.to_bytes().len() < PATH_MAX;
+                fits.then(|| Arc::from([above, name.to_bytes(), b"/"].concat()))
+            });
             if stack.len() >= COPY_DEPTH {
                 return Err(Error::Precondition(format!(
                     "the volume holds directories more than {COPY_DEPTH} levels deep"
@@ -199,8 +206,9 @@ impl Copying {
     fn entry(&mut self, pair: &Pair, name: &CStr, stat: &Stat) -> Result<()> {
         let id = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1
-            && let Some(first) = self.links.get(&id)
+            && let Some((above, first)) = self.links.get(&id)
         {
+            let first = [above, first.to_bytes()].concat();
             // Every directory on the way was made by this copy, so there is no link to follow.
             return rustix::fs::linkat(&self.root, &first[..], &pair.to, name, AtFlags::empty())
                 .doing(|| "making a hard link");
@@ -228,8 +236,12 @@ impl Copying {
         let source = open_path(&pair.from, name)?;
         copy_attributes(&source, &made, stat)?;
         if stat.st_nlink > 1 {
-            let path = [&pair.path[..], name.to_bytes()].concat();
-            self.links.insert(id, path);
+            let above = pair.path.clone().ok_or_else(|| {
+                Error::Precondition(
+                    "the volume holds hard links deeper than any path may be".into(),
+                )
+            })?;
+            self.links.insert(id, (above, name.to_owned()));
         }
         Ok(())
     }
@@ -427,4 +439,39 @@ fn copy_xattrs(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
         set_xattr(to, name, &value[..n])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::fs::DIRECTORY;
+
+    /// A guest makes directories far deeper than any path; copying them must not take the memory of all paths.
+    #[test]
+    fn hard_links_deeper_than_any_path_are_refused_by_a_sentence() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let open =
+            |path: &std::path::Path| rustix::fs::open(path, DIRECTORY, Mode::empty()).unwrap();
+        let top = open(from.path());
+        let name = CString::new("d".repeat(255)).unwrap();
+        let mut dir = open(from.path());
+        for _ in 0..20 {
+            rustix::fs::mkdirat(&dir, &name, Mode::RWXU).unwrap();
+            dir = open_dir_beneath(&dir, &name).unwrap();
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        drop(rustix::fs::openat(&dir, c"one", flags, Mode::RUSR).unwrap());
+        copy(&top, open(to.path())).unwrap();
+        rustix::fs::linkat(&dir, c"one", &dir, c"two", AtFlags::empty()).unwrap();
+        let again = tempfile::tempdir().unwrap();
+        let refused = copy(&top, open(again.path())).unwrap_err();
+        assert!(
+            refused.to_string().contains("hard links deeper"),
+            "{refused}"
+        );
+        // tempfile's own removal goes by paths.
+        for dir in [from, to, again] {
+            remove(open(dir.path()), name.to_str().unwrap()).unwrap();
+        }
+    }
 }

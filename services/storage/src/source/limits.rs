@@ -84,6 +84,19 @@ impl Meter {
         Ok(())
     }
 
+    /// How many bytes may come out of a decoder, contents or not: what is left out, and headers, are work too.
+    pub fn stream_limit(&self) -> u64 {
+        let most = self.packed.saturating_mul(self.limits.max_ratio);
+        most.max(RATIO_FROM)
+            .min(self.limits.max_bytes)
+            .saturating_add(self.limits.max_entries.saturating_mul(2048))
+    }
+
+    /// The most entries there may be.
+    pub fn max_entries(&self) -> u64 {
+        self.limits.max_entries
+    }
+
     /// The most that metadata.yaml may hold.
     pub fn max_metadata_bytes(&self) -> u64 {
         self.limits.max_metadata_bytes

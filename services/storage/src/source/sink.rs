@@ -111,8 +111,13 @@ pub struct Sink<'m> {
     last_parent: Option<(Vec<u8>, OwnedFd)>,
     /// Times of directories, set when nothing more is put into them.
     directories: HashMap<Vec<u8>, Timestamps>,
+    /// Bytes of the paths in it.
+    held: usize,
     buffer: Vec<u8>,
 }
+
+/// Paths kept in memory until an image is unpacked may take this much.
+pub(super) const MAX_HELD: usize = 256 << 20;
 
 /// Data are written in pieces of this size; a piece of zeros becomes a hole.
 const PIECE: usize = 64 * 1024;
@@ -126,8 +131,19 @@ impl<'m> Sink<'m> {
             meter,
             last_parent: None,
             directories: HashMap::new(),
+            held: 0,
             buffer: vec![0; PIECE],
         }
+    }
+
+    /// See [`Meter::stream_limit`].
+    pub fn stream_limit(&self) -> u64 {
+        self.meter.stream_limit()
+    }
+
+    /// See [`Meter::max_entries`].
+    pub fn max_entries(&self) -> u64 {
+        self.meter.max_entries()
     }
 
     /// Whether the entry belongs into a volume. False = it is left out.
@@ -298,6 +314,12 @@ impl<'m> Sink<'m> {
             .doing(|| "setting a directory's owner")?;
         set_xattrs(dir, entry)?;
         rustix::fs::fchmod(dir, mode(entry)).doing(|| "setting a directory's mode")?;
+        self.held += path.len();
+        if self.held > MAX_HELD {
+            return Err(Error::Archive(
+                "the paths of its directories are too long".into(),
+            ));
+        }
         self.directories.insert(path, times(entry));
         Ok(())
     }

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 const BLOCK: usize = 512;
 /// Bytes of one extended header, and of all that stand before one entry.
 const MAX_EXTENDED: u64 = 1 << 20;
+/// Bytes of all global headers together: every entry carries them.
+const MAX_GLOBAL: usize = 64 << 10;
 /// Pieces of one sparse file.
 const MAX_SEGMENTS: usize = 1 << 18;
 
@@ -175,8 +177,9 @@ impl<R: Read> TarReader<R> {
                 b'g' => {
                     let data = self.extended(size, &mut ahead)?;
                     records(&data, &mut self.globals)?;
-                    if self.globals.len() > 1024 {
-                        return Err(bad("it has too many global headers"));
+                    let held: usize = self.globals.iter().map(|(k, v)| k.len() + v.len()).sum();
+                    if held > MAX_GLOBAL {
+                        return Err(bad("its global headers are too large"));
                     }
                 }
                 b'L' => ahead.long_name = Some(text(&self.extended(size, &mut ahead)?)),

@@ -153,11 +153,33 @@ fn buffered(source: DigestReader) -> BufReader<DigestReader> {
 }
 
 fn tar<R: Read>(source: R, sink: &mut Sink<'_>) -> Result<R> {
-    let mut reader = TarReader::new(source);
+    let limit = sink.stream_limit();
+    let mut reader = TarReader::new(Bounded {
+        inner: source,
+        left: limit,
+    });
     while let Some(entry) = reader.next_entry()? {
         sink.entry(&entry, &mut reader)?;
     }
-    Ok(reader.into_inner())
+    Ok(reader.into_inner().inner)
+}
+
+/// Ends a stream that is longer than an image within the limits can be: most of a bomb may stand in entries
+/// that are left out, and in headers.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.left = self
+            .left
+            .checked_sub(n as u64)
+            .ok_or_else(|| std::io::Error::other("it unpacks to more than its limits allow"))?;
+        Ok(n)
+    }
 }
 
 /// What a volume must hold, whatever the archive said last.

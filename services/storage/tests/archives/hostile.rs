@@ -298,6 +298,106 @@ fn bombs_do_not_go_off() {
     assert!(run(deep.end(), Format::Tar).contains("entries"));
 }
 
+/// What is left out of a volume has to be unpacked all the same.
+#[test]
+fn bombs_beside_the_image_do_not_go_off() {
+    if !support::is_root() {
+        return;
+    }
+    let limits = Limits {
+        max_bytes: 1 << 20,
+        max_entries: 100,
+        ..Limits::default()
+    };
+    let place = Place::new();
+    let beside = Archive::image()
+        .file("elsewhere/zeros", &vec![0; 8 << 20])
+        .end();
+    let mut headers = Archive::image();
+    for _ in 0..4096 {
+        headers.raw(b"label", b'V', 0o644, b"", b"");
+    }
+    for bytes in [beside, headers.end()] {
+        let bytes = pack(&bytes, Format::TarGzip);
+        let blob = place.blob("image", &bytes, Format::TarGzip, Part::Unified);
+        let image = ImageSource::new(blob.sha256.clone(), vec![blob]).expect("an image");
+        let error = place.unpack(image, limits).expect_err("a bomb");
+        assert!(error.to_string().contains("limits allow"), "{error}");
+    }
+}
+
+/// Global headers stay in memory and go with every entry.
+#[test]
+fn global_headers_are_bounded_together() {
+    if !support::is_root() {
+        return;
+    }
+    let mut archive = Archive::image();
+    for i in 0..8 {
+        let text = format!("k{i}={}\n", "x".repeat(20_000));
+        let length = text.len() + 6;
+        let record = format!("{length} {text}");
+        assert_eq!(record.len(), length);
+        archive.raw(b"g", b'g', 0o644, b"", record.as_bytes());
+    }
+    let sentence = refused(&mut archive);
+    assert!(sentence.contains("global headers"), "{sentence}");
+}
+
+/// A directory that lists itself costs memory at each level, long before its path is too long.
+#[test]
+fn a_squashfs_directory_may_not_hold_itself() {
+    if !support::is_root() {
+        return;
+    }
+    let place = Place::new();
+    let from = tempfile::tempdir().expect("a directory");
+    let rootfs = from.path().join("rootfs");
+    std::fs::create_dir_all(rootfs.join("a")).expect("a directory");
+    for i in 0..100 {
+        std::fs::write(rootfs.join(format!("f{i}")), "").expect("a file");
+    }
+    std::fs::write(from.path().join("metadata.yaml"), METADATA).expect("a file");
+    let packed = place.dir.path().join("blobs/packed");
+    let made = std::process::Command::new("mksquashfs")
+        .arg(from.path())
+        .arg(&packed)
+        .args(["-quiet", "-no-progress", "-noI", "-no-xattrs"])
+        .status()
+        .expect("mksquashfs is installed");
+    assert!(made.success());
+    let mut bytes = std::fs::read(&packed).expect("a squashfs");
+    let table = u64::from_le_bytes(bytes[64..72].try_into().expect("eight bytes"));
+    let first = usize::try_from(table).expect("small") + 2;
+    // Every inode here is one of 32 bytes; directories say how long their listing is at 24.
+    let size = |bytes: &[u8], at: usize| u16::from_le_bytes([bytes[at + 24], bytes[at + 25]]);
+    let directories: Vec<usize> = (0..103)
+        .map(|i| first + i * 32)
+        .filter(|at| bytes[*at..*at + 2] == [1, 0])
+        .collect();
+    let full = *directories
+        .iter()
+        .max_by_key(|at| size(&bytes, **at))
+        .expect("rootfs");
+    let empty = *directories
+        .iter()
+        .find(|at| size(&bytes, **at) == 3)
+        .expect("a");
+    // Where the listing begins (block and offset) and its length.
+    for range in [16..20, 24..28] {
+        let part = bytes[full + range.start..full + range.end].to_vec();
+        bytes[empty + range.start..empty + range.end].copy_from_slice(&part);
+    }
+    let limits = Limits {
+        max_entries: 250,
+        ..Limits::default()
+    };
+    let blob = place.blob("image", &bytes, Format::Squashfs, Part::Unified);
+    let image = ImageSource::new(blob.sha256.clone(), vec![blob]).expect("an image");
+    let error = place.unpack(image, limits).expect_err("it has no end");
+    assert!(error.to_string().contains("list too many names"), "{error}");
+}
+
 #[test]
 fn the_ratio_counts_from_a_gibibyte_on() {
     let mut meter = berth_storage::source::limits::Meter::new(Limits::default(), 1000);

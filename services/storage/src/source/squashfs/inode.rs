@@ -2,7 +2,9 @@
 
 use std::ffi::CString;
 
-use super::{Cursor, FileData, Inode, NO_FRAGMENT, Reader, Tables, bad, u16_at, u32_at, u64_at};
+use super::{
+    Cursor, FileData, Inode, MAX_RECORDS, NO_FRAGMENT, Reader, Tables, bad, u16_at, u32_at, u64_at,
+};
 use crate::error::Result;
 use crate::source::sink::{Entry, Kind};
 
@@ -153,7 +155,7 @@ impl Reader<'_> {
             size / block_size
         };
         // Each block's size takes four bytes even where the block is a hole.
-        if count > self.image.size.saturating_mul(2048) || count > 1 << 26 {
+        if count > self.image.size.saturating_mul(2048) || count > MAX_RECORDS {
             return Err(bad("a file has too many blocks"));
         }
         let mut blocks = Vec::new();
@@ -270,6 +272,10 @@ impl Reader<'_> {
                 if name.contains(&b'/') || name == b"." || name == b".." {
                     return Err(bad("a name is a path"));
                 }
+                self.names_left = self
+                    .names_left
+                    .checked_sub(1)
+                    .ok_or_else(|| bad("its directories list too many names"))?;
                 out.push((name, (start << 16) | u64::from(u16_at(&entry, 0)?)));
             }
         }

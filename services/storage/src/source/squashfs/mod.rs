@@ -9,12 +9,14 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::sink::{Entry, Kind, Sink};
+use super::sink::{Entry, Kind, MAX_HELD, Sink};
 use crate::error::{Error, Result};
 
 const METADATA: usize = 8192;
 /// Metadata blocks kept at a time: 16 MiB.
 const KEPT_BLOCKS: usize = 2048;
+/// Records of one table, blocks of one file: their places in the image may be shared, so its size bounds neither.
+const MAX_RECORDS: u64 = 1 << 22;
 const NO_FRAGMENT: u32 = u32::MAX;
 const NO_TABLE: u64 = u64::MAX;
 /// Bit of a data block's size that says it isn't compressed.
@@ -91,6 +93,9 @@ struct Reader<'s> {
     image: &'s Squashfs,
     blocks: HashMap<u64, (Arc<Vec<u8>>, u64)>,
     fragment: Option<(u32, Arc<Vec<u8>>)>,
+    /// Names that directories may still list: each becomes an entry, and a listing that many directories share,
+    /// or one that holds itself, would take memory without end.
+    names_left: u64,
 }
 
 struct Inode {
@@ -166,10 +171,12 @@ impl Squashfs {
             image: self,
             blocks: HashMap::new(),
             fragment: None,
+            names_left: sink.max_entries(),
         };
         let tables = reader.tables()?;
         let root = reader.inode(&tables, self.head.root)?;
         let mut names: HashMap<u32, Vec<u8>> = HashMap::new();
+        let mut held = 0;
         sink.entry(&root.entry, &mut std::io::empty())?;
         let mut stack = vec![(Vec::new(), reader.children(&root)?)];
         while let Some((path, children)) = stack.last_mut() {
@@ -189,6 +196,10 @@ impl Squashfs {
                     inode.entry.kind = Kind::Hardlink(first.clone());
                     sink.entry(&inode.entry, &mut std::io::empty())?;
                     continue;
+                }
+                held += inode.entry.path.len();
+                if held > MAX_HELD {
+                    return Err(bad("the paths of its hard links are too long"));
                 }
                 names.insert(inode.number, inode.entry.path.clone());
             }
@@ -324,8 +335,7 @@ impl Reader<'_> {
         let fragments = if fragment_table == NO_TABLE || fragments == 0 {
             Vec::new()
         } else {
-            // Each takes sixteen bytes somewhere, so there can't be more than this.
-            if fragments as u64 > self.image.size {
+            if fragments as u64 > MAX_RECORDS {
                 return Err(bad("it has too many fragments"));
             }
             self.table(fragment_table, fragments, 16)?
@@ -338,7 +348,7 @@ impl Reader<'_> {
         } else {
             let head = self.image.read(xattr_table, 16)?;
             let (start, count) = (u64_at(&head, 0)?, u32_at(&head, 8)? as usize);
-            if count as u64 > self.image.size {
+            if count as u64 > MAX_RECORDS {
                 return Err(bad("it has too many attributes"));
             }
             let sets = self
