@@ -96,7 +96,10 @@ fn sentence_of(error: &Error) -> String {
             .message
             .split_once(" \"")
             .filter(|(_, rest)| rest.ends_with("\" not found"))
-            .map_or_else(|| error.message.clone(), |(kind, _)| format!("{kind} not found")),
+            .map_or_else(
+                || error.message.clone(),
+                |(kind, _)| format!("{kind} not found"),
+            ),
         _ => error.message.clone(),
     }
 }
@@ -148,12 +151,28 @@ mod tests {
     #[test]
     fn owners_errors_become_lxds() {
         let cases = [
-            (Error::not_found("Instance", "c1"), 404, "Instance not found"),
-            (Error::invalid("config.foo", "Unknown configuration key: foo"), 400, "Unknown configuration key: foo"),
-            (Error::already_exists("Network", "br0"), 409, "Network \"br0\" already exists"),
+            (
+                Error::not_found("Instance", "c1"),
+                404,
+                "Instance not found",
+            ),
+            (
+                Error::invalid("config.foo", "Unknown configuration key: foo"),
+                400,
+                "Unknown configuration key: foo",
+            ),
+            (
+                Error::already_exists("Network", "br0"),
+                409,
+                "Network \"br0\" already exists",
+            ),
             (Error::etag_mismatch("c1"), 412, "c1 was changed meanwhile"),
             (Error::unimplemented("Migration"), 501, "Migration"),
-            (Error::precondition("INSTANCE_RUNNING", "Instance is running"), 400, "Instance is running"),
+            (
+                Error::precondition("INSTANCE_RUNNING", "Instance is running"),
+                400,
+                "Instance is running",
+            ),
             (Error::unavailable("away"), 503, "away"),
         ];
         for (error, status, message) in cases {

@@ -32,9 +32,19 @@ async fn outcome(case: &Case) -> (BTreeSet<String>, BTreeSet<String>) {
     let before = bed.fakes.inventory();
     let app = bed.begin().await;
     let record = run(&app, case.saga, &case.params).await;
-    assert_eq!(record.state, State::Succeeded, "{}: {:?}", case.saga, record.failure);
+    assert_eq!(
+        record.state,
+        State::Succeeded,
+        "{}: {:?}",
+        case.saga,
+        record.failure
+    );
     let after = bed.fakes.inventory();
-    assert_ne!(before, after, "{} does nothing that could be seen", case.saga);
+    assert_ne!(
+        before, after,
+        "{} does nothing that could be seen",
+        case.saga
+    );
     (before, after)
 }
 
@@ -216,7 +226,12 @@ async fn a_crash_while_unwinding_is_gone_on_from() {
                 if case.forward_only && without_uids(&now) == without_uids(&after) {
                     continue;
                 }
-                compare(&case, &format!("crashed undoing {step} {phase:?}"), &now, &before);
+                compare(
+                    &case,
+                    &format!("crashed undoing {step} {phase:?}"),
+                    &now,
+                    &before,
+                );
             }
         }
     }

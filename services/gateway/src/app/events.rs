@@ -106,7 +106,7 @@ impl Events {
         self.send(Kind::Lifecycle, project, Value::Object(metadata));
     }
 
-    /// A line of the log; LXD's clients decode `context` as strings only.
+    /// A line of the log of what this server does; LXD's clients decode `context` as strings only.
     pub fn log(&self, level: &str, message: &str, context: Map<String, Value>) {
         self.send(
             Kind::Logging,

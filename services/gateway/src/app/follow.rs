@@ -29,7 +29,12 @@ enum Owner {
 
 /// Begins to follow all owners, for as long as the process lives.
 pub fn begin(app: &App) {
-    for owner in [Owner::Image, Owner::Storage, Owner::Network, Owner::Instance] {
+    for owner in [
+        Owner::Image,
+        Owner::Storage,
+        Owner::Network,
+        Owner::Instance,
+    ] {
         tokio::spawn(follow(app.clone(), owner));
     }
 }
@@ -116,7 +121,10 @@ fn tell(app: &App, event: &Event) {
     {
         return;
     }
-    if matches!(parts.as_slice(), ["projects", _, "networks", _, "ports", ..]) {
+    if matches!(
+        parts.as_slice(),
+        ["projects", _, "networks", _, "ports", ..]
+    ) {
         return;
     }
     let mut context: Map<String, Value> = event

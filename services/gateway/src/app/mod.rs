@@ -8,6 +8,7 @@ pub mod instances;
 pub mod lists;
 pub mod networks;
 pub mod operations;
+pub mod orphans;
 pub mod pools;
 pub mod profiles;
 pub mod reads;

@@ -1,7 +1,7 @@
 //! Operations as LXD's clients see them, over [`berth_operations`]: durable ones are sagas, live
 //! ones are websockets and what dies with this process.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -200,7 +200,11 @@ impl About {
     #[must_use]
     pub fn on(mut self, kind: &str, name: &str) -> Self {
         // `containers` is only another word of LXD's for the same collection.
-        let collection = if kind == "containers" { "instances" } else { kind };
+        let collection = if kind == "containers" {
+            "instances"
+        } else {
+            kind
+        };
         let name = berth_rpc::names::encode_segment(name);
         let resource = format!("projects/{}/{collection}/{name}", self.project);
         self.resources
@@ -368,18 +372,20 @@ impl Operations {
         let all = self.sockets.clone();
         // The work waits until its sockets can be found.
         let (ready, begin) = tokio::sync::oneshot::channel::<()>();
-        let operation = self.durable.spawn(about.new_as(&verb), move |operation| async move {
-            let id = operation.id();
-            let _ = begin.await;
-            let future = work(Handle { operation });
-            // A panic must end the operation too, or its clients wait for ever.
-            let result = tokio::spawn(future).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "an operation's work panicked");
-                Err(Failure::internal("internal error"))
+        let operation = self
+            .durable
+            .spawn(about.new_as(&verb), move |operation| async move {
+                let id = operation.id();
+                let _ = begin.await;
+                let future = work(Handle { operation });
+                // A panic must end the operation too, or its clients wait for ever.
+                let result = tokio::spawn(future).await.unwrap_or_else(|error| {
+                    tracing::error!(%error, "an operation's work panicked");
+                    Err(Failure::internal("internal error"))
+                });
+                lock(&all).remove(&id);
+                result.map_err(Error::from)
             });
-            lock(&all).remove(&id);
-            result.map_err(Error::from)
-        });
         if let Some(sockets) = sockets {
             lock(&self.sockets).insert(operation.id(), sockets);
         }
@@ -405,6 +411,16 @@ impl Operations {
     /// All operations, oldest first.
     pub fn list(&self) -> Vec<View> {
         self.durable.list().into_iter().map(View::from).collect()
+    }
+
+    /// Resource names of instances that operations work on right now.
+    pub fn busy_instances(&self) -> BTreeSet<String> {
+        self.durable
+            .list()
+            .into_iter()
+            .filter(|record| !record.state.is_final())
+            .flat_map(|mut record| record.resources.remove("instances").unwrap_or_default())
+            .collect()
     }
 
     /// Waits for the end; after `timeout` (none = for ever) gives it as it is then.

@@ -79,7 +79,10 @@ mod tests {
     fn the_zero_time_means_never() {
         assert_eq!(or_empty(Some(ZERO)).unwrap(), "");
         assert_eq!(or_empty(None).unwrap(), "");
-        assert_eq!(or_empty(Some("2030-01-01T00:00:00Z")).unwrap(), "2030-01-01T00:00:00Z");
+        assert_eq!(
+            or_empty(Some("2030-01-01T00:00:00Z")).unwrap(),
+            "2030-01-01T00:00:00Z"
+        );
         assert!(or_empty(Some("tomorrow")).is_err());
         assert_eq!(or_zero(""), ZERO);
     }

@@ -98,7 +98,10 @@ pub fn devices<'de, D: Deserializer<'de>>(
     map.into_iter()
         .map(|(name, options)| {
             let options = options.unwrap_or_default();
-            Ok((name, options.into_iter().map(text).collect::<Result<_, _>>()?))
+            Ok((
+                name,
+                options.into_iter().map(text).collect::<Result<_, _>>()?,
+            ))
         })
         .collect()
 }
@@ -117,7 +120,9 @@ fn text<E: serde::de::Error>((key, value): (String, Value)) -> Result<(String, S
     match value {
         Value::String(s) => Ok((key, s)),
         Value::Null => Ok((key, String::new())),
-        other => Err(E::custom(format!("the value of {key:?} must be a string, not {other}"))),
+        other => Err(E::custom(format!(
+            "the value of {key:?} must be a string, not {other}"
+        ))),
     }
 }
 

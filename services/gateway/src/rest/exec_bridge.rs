@@ -12,22 +12,20 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::extract::ws::{Message, WebSocket};
 use berth_proto::instance::stream_exec_request::{self, Ack, Attach, Data, Resize};
 use berth_proto::instance::stream_exec_response;
 use berth_proto::instance::{CreateExecRequest, DeleteExecRequest, StreamExecRequest};
 use berth_rpc::Error;
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
-use super::streams::{self, Arrivals, Control, PING};
+use super::exec_sockets::{Input, Role, Stream, Written, read_control, serve};
+use super::streams::{self, Arrivals, Control};
 use crate::app::operations::Handle;
 use crate::clients::Owners;
 use crate::error::Failure;
@@ -62,49 +60,6 @@ impl Terminal {
             Self::Pty => &["0", "control"],
             Self::Pipes => &["0", "1", "2"],
         }
-    }
-}
-
-/// What the sockets say to the bridge.
-#[derive(Debug)]
-enum Input {
-    Stdin(Bytes),
-    StdinEnd,
-    Control(Control),
-    /// A socket whose loss ends the command is gone.
-    Hangup,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stream {
-    Stdout,
-    Stderr,
-}
-
-/// Output that reached the client. Beside the inputs' channel, because that may be full of input
-/// that the command takes only once its output has gone.
-#[derive(Debug, Default)]
-struct Written {
-    stdout: AtomicU64,
-    stderr: AtomicU64,
-    changed: Notify,
-}
-
-impl Written {
-    fn add(&self, stream: Stream, bytes: usize) {
-        let counter = match stream {
-            Stream::Stdout => &self.stdout,
-            Stream::Stderr => &self.stderr,
-        };
-        counter.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.changed.notify_one();
-    }
-
-    fn ack(&self) -> StreamExecRequest {
-        message(stream_exec_request::Message::Ack(Ack {
-            stdout_offset: self.stdout.load(Ordering::Relaxed),
-            stderr_offset: self.stderr.load(Ordering::Relaxed),
-        }))
     }
 }
 
@@ -166,7 +121,13 @@ pub(super) async fn run(
                     loss_is_hangup: false,
                 };
                 let written = outputs.written.clone();
-                tasks.push(tokio::spawn(serve(socket, role, receiver, inputs.clone(), written)));
+                tasks.push(tokio::spawn(serve(
+                    socket,
+                    role,
+                    receiver,
+                    inputs.clone(),
+                    written,
+                )));
             }
             (Terminal::Pipes, "0") => {
                 let (sender, receiver) = mpsc::channel(1);
@@ -195,7 +156,13 @@ pub(super) async fn run(
                     loss_is_hangup: watch_output && stream == Stream::Stdout,
                 };
                 let written = outputs.written.clone();
-                tasks.push(tokio::spawn(serve(socket, role, receiver, inputs.clone(), written)));
+                tasks.push(tokio::spawn(serve(
+                    socket,
+                    role,
+                    receiver,
+                    inputs.clone(),
+                    written,
+                )));
             }
             _ => {}
         }
@@ -205,131 +172,13 @@ pub(super) async fn run(
     let _ = control_end.send(true);
     // The writers end after the barrier; one that hangs must not keep the operation open.
     let drained = futures::future::join_all(tasks);
-    if tokio::time::timeout(Duration::from_secs(10), drained).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(10), drained)
+        .await
+        .is_err()
+    {
         tracing::debug!("a client does not take its output");
     }
     result
-}
-
-/// What one socket is for.
-#[derive(Debug, Clone, Copy)]
-struct Role {
-    stdin: bool,
-    output: Option<Stream>,
-    loss_is_hangup: bool,
-}
-
-/// Serves one socket until its output ends: then the barrier, then a close.
-async fn serve(
-    socket: WebSocket,
-    role: Role,
-    mut output: mpsc::Receiver<Bytes>,
-    inputs: mpsc::Sender<Input>,
-    written: Arc<Written>,
-) {
-    let (mut sink, mut source) = socket.split();
-    let reader = async {
-        let mut stdin_open = role.stdin;
-        loop {
-            let input = match source.next().await {
-                Some(Ok(Message::Binary(data))) if stdin_open => Input::Stdin(data),
-                // An empty text is the end of the input; any other text is data.
-                Some(Ok(Message::Text(text))) if stdin_open => {
-                    if text.is_empty() {
-                        stdin_open = false;
-                        Input::StdinEnd
-                    } else {
-                        Input::Stdin(Bytes::copy_from_slice(text.as_bytes()))
-                    }
-                }
-                Some(Ok(Message::Close(_)) | Err(_)) | None => {
-                    if stdin_open {
-                        let _ = inputs.send(Input::StdinEnd).await;
-                    }
-                    if role.loss_is_hangup {
-                        let _ = inputs.send(Input::Hangup).await;
-                    }
-                    break;
-                }
-                Some(Ok(_)) => continue,
-            };
-            // Waits where the command is slow; the client's socket fills, and that is the point.
-            if inputs.send(input).await.is_err() {
-                break;
-            }
-        }
-        std::future::pending::<()>().await;
-    };
-    let writer = async {
-        let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
-        let mut lost = false;
-        loop {
-            tokio::select! {
-                data = output.recv() => match data {
-                    Some(data) => {
-                        let bytes = data.len();
-                        lost = lost || sink.send(Message::Binary(data)).await.is_err();
-                        if let Some(stream) = role.output {
-                            // Output for a lost client is dropped, not kept for ever.
-                            written.add(stream, bytes);
-                        }
-                    }
-                    None => break,
-                },
-                _ = ping.tick() => {
-                    lost = lost || sink.send(Message::Ping(Bytes::new())).await.is_err();
-                }
-            }
-        }
-        if role.output.is_some() && !lost {
-            let _ = sink.send(Message::text("")).await;
-        }
-        let _ = sink.send(Message::Close(None)).await;
-    };
-    tokio::select! {
-        () = writer => {}
-        () = reader => {}
-    }
-    // Lets the client's answer to the close arrive, so that it sees an orderly end.
-    let _ = tokio::time::timeout(Duration::from_millis(500), async {
-        while let Some(Ok(_)) = source.next().await {}
-    })
-    .await;
-}
-
-async fn read_control(
-    mut socket: WebSocket,
-    inputs: mpsc::Sender<Input>,
-    mut ended: tokio::sync::watch::Receiver<bool>,
-) {
-    let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
-    loop {
-        let input = tokio::select! {
-            message = socket.recv() => match message {
-                Some(Ok(Message::Text(text))) => Control::parse(text.as_bytes()).map(Input::Control),
-                Some(Ok(Message::Binary(data))) => Control::parse(&data).map(Input::Control),
-                Some(Ok(Message::Close(_)) | Err(_)) | None => {
-                    let _ = inputs.send(Input::Hangup).await;
-                    return;
-                }
-                Some(Ok(_)) => None,
-            },
-            _ = ping.tick() => {
-                // A broken socket is found out by the next receive.
-                let _ = socket.send(Message::Ping(Bytes::new())).await;
-                None
-            }
-            () = async { let _ = ended.wait_for(|ended| *ended).await; } => {
-                let _ = socket.send(Message::Close(None)).await;
-                return;
-            }
-        };
-        if let Some(input) = input
-            && inputs.send(input).await.is_err()
-        {
-            return;
-        }
-    }
 }
 
 /// Where output goes. Dropping a sender ends its socket.
@@ -383,7 +232,16 @@ async fn bridge(
     let mut position = Position::default();
     let mut lost_at: Option<Instant> = None;
     let code = loop {
-        match attach(&owners, &name, &mut position, &mut inputs, &outputs, &mut lost_at).await {
+        match attach(
+            &owners,
+            &name,
+            &mut position,
+            &mut inputs,
+            &outputs,
+            &mut lost_at,
+        )
+        .await
+        {
             Ok(code) => break code,
             Err(error) if error.is_transient() => {
                 if lost_at.get_or_insert_with(Instant::now).elapsed() > AWAY {
@@ -477,7 +335,7 @@ async fn attach(
                 },
                 None => attended = false,
             },
-            () = outputs.written.changed.notified() => send(outputs.written.ack())?,
+            () = outputs.written.changed.notified() => send(ack(&outputs.written))?,
         }
     }
 }
@@ -510,8 +368,20 @@ fn message(message: stream_exec_request::Message) -> StreamExecRequest {
     }
 }
 
+fn ack(written: &Written) -> StreamExecRequest {
+    let (stdout_offset, stderr_offset) = written.offsets();
+    message(stream_exec_request::Message::Ack(Ack {
+        stdout_offset,
+        stderr_offset,
+    }))
+}
+
 fn stdin(offset: u64, data: Bytes, eof: bool) -> StreamExecRequest {
-    message(stream_exec_request::Message::Stdin(Data { offset, data, eof }))
+    message(stream_exec_request::Message::Stdin(Data {
+        offset,
+        data,
+        eof,
+    }))
 }
 
 impl Position {
@@ -627,7 +497,7 @@ mod tests {
         take(output(0, b"hello"), &mut position, &outputs);
         take(output(3, b"lo world"), &mut position, &outputs);
         assert_eq!(position.stdout, 11);
-        assert_eq!(outputs.written.stdout.load(Ordering::Relaxed), 11);
+        assert_eq!(outputs.written.offsets().0, 11);
     }
 
     #[test]

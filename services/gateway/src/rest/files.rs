@@ -78,14 +78,20 @@ async fn read(State(app): State<App>, Path(name): Path<String>, query: Query) ->
     let (header, stream) = open(&app, resource(&query, &name)?, path.clone(), false).await?;
     let mut response = match header.r#type.as_str() {
         "directory" => envelope::sync(&header.entries),
-        "symlink" => download(&path, Some(header.target.len() as u64), Body::from(header.target.clone())),
+        "symlink" => download(
+            &path,
+            Some(header.target.len() as u64),
+            Body::from(header.target.clone()),
+        ),
         _ => {
             let bytes = stream.map(|answer| match answer?.message {
                 Some(Got::Data(data)) => Ok(data),
                 _ => Err(tonic::Status::internal("a second header in a file")),
             });
             // Files of /proc say 0 and have something to read all the same.
-            let size = u64::try_from(header.size_bytes).ok().filter(|size| *size > 0);
+            let size = u64::try_from(header.size_bytes)
+                .ok()
+                .filter(|size| *size > 0);
             download(&path, size, Body::from_stream(bytes))
         }
     };
@@ -157,7 +163,11 @@ impl Wanted {
         let write = match text("x-lxd-write") {
             "" => "overwrite",
             write @ ("overwrite" | "append") => write,
-            other => return Err(Failure::bad_request(format!("Bad file write mode: {other}"))),
+            other => {
+                return Err(Failure::bad_request(format!(
+                    "Bad file write mode: {other}"
+                )));
+            }
         };
         Ok(Self {
             kind: kind.to_owned(),
@@ -263,7 +273,9 @@ async fn feed(
     let mut stream = body.into_data_stream();
     while let Some(chunk) = stream.next().await {
         let mut chunk: Bytes = chunk.map_err(|error| {
-            Failed::Client(Failure::bad_request(format!("the upload broke off: {error}")))
+            Failed::Client(Failure::bad_request(format!(
+                "the upload broke off: {error}"
+            )))
         })?;
         while !chunk.is_empty() {
             let part = chunk.split_to(chunk.len().min(CHUNK));

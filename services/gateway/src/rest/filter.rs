@@ -3,6 +3,12 @@
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
+/// Clauses of one filter, names in a field, and bytes that each clause's compiled pattern may take: together they
+/// bound what one request can make this service compile and hold.
+const MAX_CLAUSES: usize = 32;
+const MAX_PARTS: usize = 16;
+const MAX_PATTERN: usize = 256 << 10;
+
 /// A parsed filter.
 #[derive(Debug)]
 pub struct Filter {
@@ -49,6 +55,12 @@ impl Filter {
                 other => return Err(format!("unknown operator {other:?}")),
             };
             let text = tokens.next().ok_or("clause has no value")?;
+            if clauses.len() == MAX_CLAUSES {
+                return Err(format!("more than {MAX_CLAUSES} clauses"));
+            }
+            if field.split('.').count() > MAX_PARTS {
+                return Err(format!("a field of more than {MAX_PARTS} parts"));
+            }
             clauses.push(Clause {
                 join,
                 not,
@@ -90,7 +102,10 @@ impl Clause {
         let value = lookup(object, &self.field);
         let equal = match value {
             Some(Value::String(s)) => self.value.is_match(s),
-            Some(Value::Bool(b)) => self.text.eq_ignore_ascii_case(if *b { "true" } else { "false" }),
+            Some(Value::Bool(b)) => {
+                self.text
+                    .eq_ignore_ascii_case(if *b { "true" } else { "false" })
+            }
             Some(Value::Number(n)) => n.to_string() == self.text,
             // LXD reads an absent map key as the empty string.
             None => self.value.is_match(""),
@@ -123,7 +138,8 @@ fn pattern(text: &str) -> Result<Regex, String> {
     let build = |pattern: &str| {
         RegexBuilder::new(pattern)
             .case_insensitive(true)
-            .size_limit(1 << 20)
+            .size_limit(MAX_PATTERN)
+            .dfa_size_limit(MAX_PATTERN)
             .build()
     };
     // A text that is no pattern compares as itself.
@@ -195,6 +211,11 @@ mod tests {
             ("name like x", "unknown operator \"like\""),
             ("name eq \"x", "unterminated quote"),
             ("name eq x and", "unterminated logical operator"),
+            (&vec!["name eq x"; 33].join(" and "), "more than 32 clauses"),
+            (
+                &format!("{} eq x", ["a"; 17].join(".")),
+                "a field of more than 16 parts",
+            ),
         ] {
             assert_eq!(Filter::parse(text).unwrap_err(), why, "{text}");
         }

@@ -345,7 +345,13 @@ mod tests {
             &Usage::new(),
         );
         let value: Value = serde_json::to_value(view).unwrap();
-        for map in ["config", "devices", "expanded_config", "expanded_devices", "state"] {
+        for map in [
+            "config",
+            "devices",
+            "expanded_config",
+            "expanded_devices",
+            "state",
+        ] {
             assert!(value[map].is_object(), "{map}");
         }
         assert_eq!(value["profiles"], Value::Array(vec![]));

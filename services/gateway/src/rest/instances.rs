@@ -27,7 +27,11 @@ pub(super) fn routes(prefix: &str) -> Router<App> {
         .route(prefix, get(list).post(create).put(bulk))
         .route(
             &format!("{prefix}/{{name}}"),
-            get(show).put(replace).patch(merge).post(rename).delete(delete),
+            get(show)
+                .put(replace)
+                .patch(merge)
+                .post(rename)
+                .delete(delete),
         )
         .route(
             &format!("{prefix}/{{name}}/backups"),
@@ -123,7 +127,10 @@ async fn show(State(app): State<App>, Path(name): Path<String>, query: Query) ->
     if query.recursion > 0 {
         let (instance, usage) = instances::get_full(&app, &name).await?;
         let tag = instance.etag.clone();
-        return Ok(envelope::sync_etag(InstanceView::full(instance, &usage), &tag));
+        return Ok(envelope::sync_etag(
+            InstanceView::full(instance, &usage),
+            &tag,
+        ));
     }
     let instance = instances::get(&app, &name, View::Basic).await?;
     let tag = instance.etag.clone();
@@ -265,7 +272,9 @@ async fn create(
         ("container", _) => Type::Container,
         ("virtual-machine", _) => Type::VirtualMachine,
         (other, _) => {
-            return Err(Failure::bad_request(format!("Invalid instance type {other:?}")));
+            return Err(Failure::bad_request(format!(
+                "Invalid instance type {other:?}"
+            )));
         }
     };
     if !body.instance_type.is_empty() {

@@ -43,7 +43,10 @@ impl Listener {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
         if let Some(name) = group {
             let group = nix::unistd::Group::from_name(name)?.ok_or_else(|| {
-                io::Error::new(io::ErrorKind::NotFound, format!("there is no group {name:?}"))
+                io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!("there is no group {name:?}"),
+                )
             })?;
             nix::unistd::chown(path, None, Some(group.gid))?;
         }

@@ -35,7 +35,13 @@ async fn list(
     let request = ListLogsRequest {
         name: resource(&query, &name)?,
     };
-    let files = app.owners.logs().list_logs(request).await?.into_inner().files;
+    let files = app
+        .owners
+        .logs()
+        .list_logs(request)
+        .await?
+        .into_inner()
+        .files;
     let urls: Vec<String> = files
         .iter()
         .map(|file| {
@@ -48,7 +54,9 @@ async fn list(
 
 fn checked(file: &str) -> Result<(), Failure> {
     if file.contains('/') || file.starts_with('.') || file.chars().any(char::is_control) {
-        return Err(Failure::bad_request(format!("log file name {file} not valid")));
+        return Err(Failure::bad_request(format!(
+            "log file name {file} not valid"
+        )));
     }
     Ok(())
 }
@@ -66,7 +74,9 @@ async fn read(
     let mut log = app.owners.logs().get_log(request).await?.into_inner();
     // The first message tells whether there is such a log, while an error can still be an answer.
     let first = log.message().await?;
-    let all = stream::iter(first.map(Ok)).chain(log).map_ok(|part| part.data);
+    let all = stream::iter(first.map(Ok))
+        .chain(log)
+        .map_ok(|part| part.data);
     let mut response = octets(Body::from_stream(all));
     let disposition = format!("inline;filename={file}");
     set_header(&mut response, CONTENT_DISPOSITION, &disposition);

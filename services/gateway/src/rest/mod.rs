@@ -15,8 +15,11 @@ mod console;
 mod events;
 mod exec;
 mod exec_bridge;
+mod exec_sockets;
 mod extensions;
 mod files;
+mod image_export;
+mod image_upload;
 mod images;
 mod instance_state;
 mod instance_view;
@@ -35,8 +38,6 @@ mod storage_volume_snapshots;
 mod storage_volumes;
 mod streams;
 pub(crate) mod urls;
-mod image_upload;
-mod image_export;
 mod warnings;
 
 use axum::Router;
@@ -52,9 +53,7 @@ fn refused(what: &'static str) -> MethodRouter<App> {
 
 /// Several such routes.
 fn refuse_all(paths: &[(&str, &'static str)]) -> Router<App> {
-    paths
-        .iter()
-        .fold(Router::new(), |router, (path, what)| {
-            router.route(path, refused(what))
-        })
+    paths.iter().fold(Router::new(), |router, (path, what)| {
+        router.route(path, refused(what))
+    })
 }

@@ -125,11 +125,20 @@ mod tests {
         assert_eq!((q.recursion, q.project.as_str()), (2, "default"));
         assert!(q.filter().unwrap().is_none());
         assert_eq!(Query::parse("recursion=x").unwrap().recursion, 0);
-        assert_eq!(Query::parse("path=%2Fetc%2Fa+b").unwrap().get("path"), "/etc/a b");
-        assert_eq!(Query::parse("project=foo").unwrap_err().status.as_u16(), 404);
+        assert_eq!(
+            Query::parse("path=%2Fetc%2Fa+b").unwrap().get("path"),
+            "/etc/a b"
+        );
+        assert_eq!(
+            Query::parse("project=foo").unwrap_err().status.as_u16(),
+            404
+        );
         assert_eq!(Query::parse("target=m1").unwrap_err().status.as_u16(), 400);
         assert_eq!(
-            Query::parse("all-projects=true&project=default").unwrap_err().status.as_u16(),
+            Query::parse("all-projects=true&project=default")
+                .unwrap_err()
+                .status
+                .as_u16(),
             400
         );
     }

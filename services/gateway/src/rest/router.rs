@@ -1,8 +1,8 @@
 //! Every path of LXD 5.0.2: done, or refused by name.
 
 use axum::Router;
-use axum::extract::Request;
-use axum::middleware::{Next, from_fn};
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
@@ -15,11 +15,8 @@ use crate::App;
 use crate::error::Failure;
 
 /// Paths under which instances are served; all three mean the same collection.
-pub const INSTANCE_PREFIXES: [&str; 3] = [
-    "/1.0/instances",
-    "/1.0/containers",
-    "/1.0/virtual-machines",
-];
+pub const INSTANCE_PREFIXES: [&str; 3] =
+    ["/1.0/instances", "/1.0/containers", "/1.0/virtual-machines"];
 
 /// The whole API.
 pub fn router(app: App) -> Router {
@@ -57,23 +54,38 @@ pub fn router(app: App) -> Router {
         ("/1.0/network-zones", "network zones"),
         ("/1.0/network-zones/{zone}", "network zones"),
         ("/1.0/network-zones/{zone}/records", "network zones"),
-        ("/1.0/network-zones/{zone}/records/{record}", "network zones"),
+        (
+            "/1.0/network-zones/{zone}/records/{record}",
+            "network zones",
+        ),
     ]))
     .fallback(|| async { Failure::not_found("not found") })
     .method_not_allowed_fallback(|| async {
         Failure::new(StatusCode::NOT_IMPLEMENTED, "not implemented")
     })
-    .layer(from_fn(trace))
+    .layer(from_fn_with_state(app.clone(), trace))
     .with_state(app)
 }
 
-/// A span per request that continues the client's own trace; OPTIONS answers for itself.
-async fn trace(request: Request, next: Next) -> Response {
+/// A span per request that continues the client's own trace, and a logging event for those who
+/// watch; OPTIONS answers for itself.
+async fn trace(State(app): State<App>, request: Request, next: Next) -> Response {
     use tracing::Instrument;
 
     if request.method() == http::Method::OPTIONS {
         return (StatusCode::OK, HeaderMap::new()).into_response();
     }
+    let mut context = serde_json::Map::new();
+    for (key, value) in [
+        ("method", request.method().to_string()),
+        ("url", request.uri().path().to_owned()),
+        ("protocol", "unix".to_owned()),
+        ("username", "root".to_owned()),
+    ] {
+        context.insert(key.to_owned(), value.into());
+    }
+    app.events
+        .log("debug", "Handling API request", context.clone());
     let span = tracing::info_span!(
         "rest",
         otel.name = format!("{} {}", request.method(), request.uri().path()),
@@ -83,6 +95,11 @@ async fn trace(request: Request, next: Next) -> Response {
     );
     berth_rpc::trace::continue_from_headers(&span, request.headers());
     let response = next.run(request).instrument(span.clone()).await;
+    if response.status().is_server_error() {
+        let status = response.status().as_u16().to_string();
+        context.insert("status".to_owned(), status.into());
+        app.events.log("error", "API request failed", context);
+    }
     span.record("http.response.status_code", response.status().as_u16());
     tracing::debug!(parent: &span, status = response.status().as_u16(), "answered");
     response

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::body::{self, Config, Json};
 use super::envelope::{self, Answer};
+use super::etag;
 use super::extensions::EXTENSIONS;
 use super::query::Query;
-use super::etag;
 use crate::App;
 use crate::error::Failure;
 
@@ -103,7 +103,14 @@ async fn facts(app: &App) -> (Host, Vec<Driver>, Vec<String>) {
     );
     let mut used: Vec<String> = pools.map_or_else(
         |_| Vec::new(),
-        |answer| answer.into_inner().pools.into_iter().map(|p| p.driver).collect(),
+        |answer| {
+            answer
+                .into_inner()
+                .pools
+                .into_iter()
+                .map(|p| p.driver)
+                .collect()
+        },
     );
     used.sort();
     used.dedup();

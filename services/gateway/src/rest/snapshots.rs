@@ -24,10 +24,17 @@ use crate::error::Failure;
 
 pub(super) fn routes(prefix: &str) -> Router<App> {
     Router::new()
-        .route(&format!("{prefix}/{{name}}/snapshots"), get(list).post(create))
+        .route(
+            &format!("{prefix}/{{name}}/snapshots"),
+            get(list).post(create),
+        )
         .route(
             &format!("{prefix}/{{name}}/snapshots/{{snapshot}}"),
-            get(show).put(update).patch(update).post(rename).delete(delete),
+            get(show)
+                .put(update)
+                .patch(update)
+                .post(rename)
+                .delete(delete),
         )
 }
 

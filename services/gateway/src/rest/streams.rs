@@ -1,6 +1,7 @@
 //! The websockets that clients attach to an exec or a console: secrets, arrival, control messages.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::ws::WebSocket;
@@ -23,6 +24,8 @@ pub(super) const PING: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Streams {
     secrets: BTreeMap<&'static str, String>,
+    /// Streams whose secret has done its work: it opens one socket.
+    used: Mutex<BTreeSet<String>>,
     arrived: mpsc::UnboundedSender<(String, WebSocket)>,
 }
 
@@ -41,7 +44,21 @@ impl Streams {
                 (*name, hex::encode(bytes))
             })
             .collect();
-        (Self { secrets, arrived }, arrivals)
+        let used = Mutex::default();
+        (
+            Self {
+                secrets,
+                used,
+                arrived,
+            },
+            arrivals,
+        )
+    }
+
+    /// False when its secret was used before.
+    fn claim(&self, stream: &str) -> bool {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.insert(stream.to_owned())
     }
 
     /// The `fds` of the operation's metadata; keys are strings.
@@ -55,13 +72,18 @@ impl Streams {
 
 impl Sockets for Streams {
     fn stream(&self, secret: &str) -> Option<String> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         self.secrets
             .iter()
             .find(|(_, known)| bool::from(known.as_bytes().ct_eq(secret.as_bytes())))
             .map(|(name, _)| (*name).to_owned())
+            .filter(|name| !used.contains(name))
     }
 
     fn attach(&self, stream: &str, socket: WebSocket) {
+        if !self.claim(stream) {
+            return;
+        }
         // Where nobody waits any more the operation has ended, and the socket closes by itself.
         let _ = self.arrived.send((stream.to_owned(), socket));
     }
@@ -122,7 +144,9 @@ impl Control {
                         Value::String(s) => s.parse().ok()?,
                         other => other.as_i64()?,
                     };
-                    i32::try_from(n).ok().filter(|n: &i32| (1..=65_535).contains(n))
+                    i32::try_from(n)
+                        .ok()
+                        .filter(|n: &i32| (1..=65_535).contains(n))
                 };
                 Some(Self::Resize(number("width")?, number("height")?))
             }
@@ -161,5 +185,10 @@ mod tests {
         assert_eq!(streams.stream(secret).as_deref(), Some("0"));
         assert_eq!(streams.stream(&secret[1..]), None);
         assert_eq!(streams.stream(""), None);
+        // Once.
+        assert!(streams.claim("0"));
+        assert!(!streams.claim("0"));
+        assert_eq!(streams.stream(secret), None);
+        assert!(streams.stream(fds["control"].as_str().unwrap()).is_some());
     }
 }

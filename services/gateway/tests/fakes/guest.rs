@@ -62,10 +62,17 @@ impl FileService for Fake {
                 .collect();
         }
         header.size_bytes = i64::try_from(data.len()).unwrap();
-        let answer = |message| Ok(pb::GetFileResponse { message: Some(message) });
+        let answer = |message| {
+            Ok(pb::GetFileResponse {
+                message: Some(message),
+            })
+        };
         let mut answers = vec![answer(Message::Header(header))];
         if !request.head_only {
-            answers.extend(data.chunks(3).map(|c| answer(Message::Data(Bytes::copy_from_slice(c)))));
+            answers.extend(
+                data.chunks(3)
+                    .map(|c| answer(Message::Data(Bytes::copy_from_slice(c)))),
+            );
         }
         Ok(Response::new(Box::pin(stream::iter(answers))))
     }
@@ -171,13 +178,12 @@ impl LogService for Fake {
             return Err(Error::not_found("Log", &request.get_ref().file).into());
         }
         let data = Bytes::from(lock(&self.console).clone());
-        Ok(Response::new(Box::pin(stream::iter([Ok(pb::GetLogResponse { data })]))))
+        Ok(Response::new(Box::pin(stream::iter([Ok(
+            pb::GetLogResponse { data },
+        )]))))
     }
 
-    async fn delete_log(
-        &self,
-        _: Request<pb::DeleteLogRequest>,
-    ) -> Result<Response<()>, Status> {
+    async fn delete_log(&self, _: Request<pb::DeleteLogRequest>) -> Result<Response<()>, Status> {
         no("logs to delete")
     }
 }
@@ -223,16 +229,30 @@ impl ExecService for Fake {
             .ok_or_else(|| Error::not_found("Exec", &attach.name))?
             .no_stdin;
         let (answers, receiver) = mpsc::channel(64);
-        let answer = |message| Ok(pb::StreamExecResponse { message: Some(message) });
+        let answer = |message| {
+            Ok(pb::StreamExecResponse {
+                message: Some(message),
+            })
+        };
         tokio::spawn(async move {
             let output = |offset: u64, data: Bytes| {
-                answer(Message::Stdout(Output { offset, data, eof: false }))
+                answer(Message::Stdout(Output {
+                    offset,
+                    data,
+                    eof: false,
+                }))
             };
             let mut out = b"hello ".to_vec();
-            let from = usize::try_from(attach.stdout_offset).unwrap().min(out.len());
-            let _ = answers.send(output(from as u64, Bytes::copy_from_slice(&out[from..]))).await;
+            let from = usize::try_from(attach.stdout_offset)
+                .unwrap()
+                .min(out.len());
+            let _ = answers
+                .send(output(from as u64, Bytes::copy_from_slice(&out[from..])))
+                .await;
             if breaks {
-                let _ = answers.send(Err(Error::unavailable("going away").into())).await;
+                let _ = answers
+                    .send(Err(Error::unavailable("going away").into()))
+                    .await;
                 return;
             }
             let mut code = 7;
@@ -258,16 +278,15 @@ impl ExecService for Fake {
                     _ => {}
                 }
             }
-            let _ = answers.send(answer(Message::Exit(Exit { exit_code: code }))).await;
+            let _ = answers
+                .send(answer(Message::Exit(Exit { exit_code: code })))
+                .await;
         });
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn get_exec(
-        &self,
-        _: Request<pb::GetExecRequest>,
-    ) -> Result<Response<pb::Exec>, Status> {
+    async fn get_exec(&self, _: Request<pb::GetExecRequest>) -> Result<Response<pb::Exec>, Status> {
         no("execs to look at")
     }
 

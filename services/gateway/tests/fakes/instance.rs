@@ -95,7 +95,10 @@ impl State {
         if etag.is_empty() || etag == self.plan_etag() {
             return Ok(());
         }
-        Err(Error::aborted("PLAN_STALE", "What the plan depends on was changed meanwhile"))
+        Err(Error::aborted(
+            "PLAN_STALE",
+            "What the plan depends on was changed meanwhile",
+        ))
     }
 
     /// Keeps an expanded instance with what was made for it; drops what its devices need no more.
@@ -118,7 +121,10 @@ impl State {
         for (name, device) in devices {
             let pooled = device.options.get("pool").is_some_and(|p| !p.is_empty());
             if kind(name, "disk") && pooled && !instance.attachments.contains_key(name) {
-                return Err(Error::invalid(format!("attachments.{name}"), "it is missing"));
+                return Err(Error::invalid(
+                    format!("attachments.{name}"),
+                    "it is missing",
+                ));
             }
             if kind(name, "nic") && !instance.ports.contains_key(name) {
                 return Err(Error::invalid(format!("ports.{name}"), "it is missing"));
@@ -146,7 +152,9 @@ impl State {
             .collect();
         let devices: BTreeMap<_, _> = before.devices.into_iter().collect();
         after.devices = mask
-            .merge_map("devices", &devices, &asked.devices, |d| d.options.is_empty())
+            .merge_map("devices", &devices, &asked.devices, |d| {
+                d.options.is_empty()
+            })
             .into_iter()
             .collect();
         if mask.has("profiles") {
@@ -219,7 +227,11 @@ impl InstanceService for Fake {
                 instance.uid = format!("uid{}", state.made);
             }
             if !request.copy_of.is_empty() {
-                let source = request.copy_of.split("/snapshots/").next().unwrap_or_default();
+                let source = request
+                    .copy_of
+                    .split("/snapshots/")
+                    .next()
+                    .unwrap_or_default();
                 let source = state.find(source)?.clone();
                 for (key, value) in source.config {
                     instance.config.entry(key).or_insert(value);
@@ -333,7 +345,10 @@ impl InstanceService for Fake {
             }
             let mut instance = state.shown(&request.name, true)?;
             if instance.status() != Run::Stopped {
-                return Err(Error::precondition("INSTANCE_RUNNING", "Instance is running"));
+                return Err(Error::precondition(
+                    "INSTANCE_RUNNING",
+                    "Instance is running",
+                ));
             }
             for mut snapshot in std::mem::take(&mut instance.snapshots) {
                 state.snapshots.remove(&snapshot.name);
@@ -357,7 +372,10 @@ impl InstanceService for Fake {
         self.0.once(&id, |state| {
             let instance = state.shown(&request.name, false)?;
             if instance.status() != Run::Stopped {
-                return Err(Error::precondition("INSTANCE_RUNNING", "Instance is running"));
+                return Err(Error::precondition(
+                    "INSTANCE_RUNNING",
+                    "Instance is running",
+                ));
             }
             if request.generation != 0 && request.generation != instance.generation {
                 return Err(Error::precondition("OTHER_RUN", "the instance ran again"));
@@ -378,7 +396,10 @@ impl InstanceService for Fake {
         let request = request.into_inner();
         self.0.once(&request.request_id, |state| {
             if state.find(&request.name)?.status() == Run::Running {
-                return Err(Error::precondition("RUNNING", "The instance is already running"));
+                return Err(Error::precondition(
+                    "RUNNING",
+                    "The instance is already running",
+                ));
             }
             state.run(&request.name, Run::Running, "instance-started")
         })
@@ -391,7 +412,10 @@ impl InstanceService for Fake {
         let request = request.into_inner();
         self.0.once(&request.request_id, |state| {
             if state.find(&request.name)?.status() == Run::Stopped {
-                return Err(Error::precondition("STOPPED", "The instance is already stopped"));
+                return Err(Error::precondition(
+                    "STOPPED",
+                    "The instance is already stopped",
+                ));
             }
             state.run(&request.name, Run::Stopped, "instance-stopped")
         })
@@ -402,8 +426,9 @@ impl InstanceService for Fake {
         request: Request<pb::RestartInstanceRequest>,
     ) -> Result<Response<Instance>, Status> {
         let request = request.into_inner();
-        self.0
-            .once(&request.request_id, |state| state.run(&request.name, Run::Running, "instance-started"))
+        self.0.once(&request.request_id, |state| {
+            state.run(&request.name, Run::Running, "instance-started")
+        })
     }
 
     async fn freeze_instance(
@@ -413,7 +438,10 @@ impl InstanceService for Fake {
         let request = request.into_inner();
         self.0.once(&request.request_id, |state| {
             if state.find(&request.name)?.status() != Run::Running {
-                return Err(Error::precondition("STOPPED", "The container isn't running"));
+                return Err(Error::precondition(
+                    "STOPPED",
+                    "The container isn't running",
+                ));
             }
             state.run(&request.name, Run::Frozen, "instance-paused")
         })
@@ -426,7 +454,10 @@ impl InstanceService for Fake {
         let request = request.into_inner();
         self.0.once(&request.request_id, |state| {
             if state.find(&request.name)?.status() != Run::Frozen {
-                return Err(Error::precondition("NOT_FROZEN", "The container isn't frozen"));
+                return Err(Error::precondition(
+                    "NOT_FROZEN",
+                    "The container isn't frozen",
+                ));
             }
             state.run(&request.name, Run::Running, "instance-resumed")
         })
@@ -439,10 +470,7 @@ impl InstanceService for Fake {
         no("instance state of its own")
     }
 
-    async fn get_host(
-        &self,
-        _: Request<pb::GetHostRequest>,
-    ) -> Result<Response<pb::Host>, Status> {
+    async fn get_host(&self, _: Request<pb::GetHostRequest>) -> Result<Response<pb::Host>, Status> {
         Ok(Response::new(pb::Host {
             hostname: "fake".to_owned(),
             kernel: "Linux".to_owned(),
@@ -451,6 +479,9 @@ impl InstanceService for Fake {
             architectures: vec!["x86_64".to_owned(), "i686".to_owned()],
             os_name: "Debian GNU/Linux".to_owned(),
             os_version: "12".to_owned(),
+            memory_total_bytes: 1 << 30,
+            memory_used_bytes: 1 << 20,
+            cpu_count: 2,
             kernel_features: HashMap::from([("idmapped_mounts".to_owned(), "true".to_owned())]),
             runtime_features: HashMap::from([("pidfd".to_owned(), "true".to_owned())]),
             ..pb::Host::default()
@@ -473,7 +504,8 @@ impl InstanceService for Fake {
 /// What there is, for comparing. Runs count: a restore must leave a guest running that ran.
 pub fn inventory(fake: &Fake) -> Vec<String> {
     let state = fake.0.lock();
-    let sorted = |map: &HashMap<String, String>| format!("{:?}", map.iter().collect::<BTreeMap<_, _>>());
+    let sorted =
+        |map: &HashMap<String, String>| format!("{:?}", map.iter().collect::<BTreeMap<_, _>>());
     let instances = state.instances.values().map(|i| {
         let volumes: BTreeMap<_, _> = i.attachments.iter().map(|(d, a)| (d, &a.volume)).collect();
         let ports: BTreeMap<_, _> = i.ports.iter().map(|(d, p)| (d, &p.name)).collect();
@@ -485,9 +517,16 @@ pub fn inventory(fake: &Fake) -> Vec<String> {
             i.profiles
         )
     });
-    let snapshots = state.snapshots.values().map(|s| format!("{} {}", s.name, s.expire_time));
+    let snapshots = state
+        .snapshots
+        .values()
+        .map(|s| format!("{} {}", s.name, s.expire_time));
     let profiles = state.profiles.values().map(|p| {
-        let devices: BTreeMap<_, _> = p.devices.iter().map(|(n, d)| (n, sorted(&d.options))).collect();
+        let devices: BTreeMap<_, _> = p
+            .devices
+            .iter()
+            .map(|(n, d)| (n, sorted(&d.options)))
+            .collect();
         format!("{} {} {devices:?}", p.name, sorted(&p.config))
     });
     instances.chain(snapshots).chain(profiles).collect()

@@ -9,8 +9,8 @@ pub mod instance;
 pub mod network;
 mod plan;
 mod profile;
-mod snapshot;
 pub mod replay;
+mod snapshot;
 pub mod storage;
 
 use std::collections::BTreeSet;
@@ -46,7 +46,10 @@ impl Fakes {
     pub async fn owners(&self) -> Owners {
         let serve = berth_testkit::serve_in_memory;
         Owners::over(
-            serve(Routes::new(ImageServiceServer::from_arc(self.image.clone()))).await,
+            serve(Routes::new(ImageServiceServer::from_arc(
+                self.image.clone(),
+            )))
+            .await,
             serve(
                 Routes::new(PoolServiceServer::from_arc(self.storage.clone()))
                     .add_service(VolumeServiceServer::from_arc(self.storage.clone())),
@@ -78,7 +81,9 @@ impl Fakes {
             .chain(storage::inventory(&self.storage))
             .chain(network::inventory(&self.network))
             .chain(instance::inventory(&self.instance))
-            .filter(|thing| !thing.contains("/images/") || thing.starts_with("projects/default/images/"))
+            .filter(|thing| {
+                !thing.contains("/images/") || thing.starts_with("projects/default/images/")
+            })
             .collect()
     }
 }

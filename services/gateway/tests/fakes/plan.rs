@@ -101,7 +101,11 @@ fn ports(instance: &Instance) -> BTreeMap<String, NeededPort> {
 }
 
 /// What getting from `old` to `new` needs. `old` is `None` for an instance to be.
-pub fn plan(old: Option<&Instance>, new: Instance, plan_etag: String) -> Result<InstancePlan, Error> {
+pub fn plan(
+    old: Option<&Instance>,
+    new: Instance,
+    plan_etag: String,
+) -> Result<InstancePlan, Error> {
     let (new_volumes, new_ports) = (volumes(&new), ports(&new));
     if !new_volumes.values().any(|volume| volume.root) {
         return Err(Error::invalid("devices", "No root device could be found"));
@@ -132,7 +136,10 @@ pub fn plan(old: Option<&Instance>, new: Instance, plan_etag: String) -> Result<
                 }
             }
             Some(before) if before.root || volume.root => {
-                return Err(Error::invalid("devices", "Cannot update root disk device pool name"));
+                return Err(Error::invalid(
+                    "devices",
+                    "Cannot update root disk device pool name",
+                ));
             }
             _ => plan.needed_volumes.push(volume.clone()),
         }
@@ -158,7 +165,9 @@ pub fn plan(old: Option<&Instance>, new: Instance, plan_etag: String) -> Result<
             }
         }
         for (device, port) in &old_ports {
-            let kept = new_ports.get(device).is_some_and(|now| now.network == port.network);
+            let kept = new_ports
+                .get(device)
+                .is_some_and(|now| now.network == port.network);
             if !kept {
                 plan.surplus_ports.push(SurplusPort {
                     device: device.clone(),

@@ -140,7 +140,10 @@ impl SnapshotService for Fake {
             )?;
             let mut instance = state.find(&request.name)?.clone();
             if instance.status() != Power::Stopped {
-                return Err(Error::precondition("INSTANCE_RUNNING", "Instance is running"));
+                return Err(Error::precondition(
+                    "INSTANCE_RUNNING",
+                    "Instance is running",
+                ));
             }
             if request.validate_only {
                 return state.shown(&request.name, false);

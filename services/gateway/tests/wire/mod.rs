@@ -41,35 +41,60 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 }
 
 impl Client {
     pub fn over(app: &App) -> Self {
-        Self { router: router(app.clone()) }
+        Self {
+            router: router(app.clone()),
+        }
     }
 
     /// A pool, a bridge, the default profile on both, and an image called `bb`.
     pub async fn arrange(&self, fakes: &Fakes) {
         let device = |options: &[(&str, &str)]| Device {
-            options: options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            options: options
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
         };
         let fingerprint = fakes.image.put(b"IMAGE bb");
         let name = "projects/default/profiles/default".to_owned();
         let profile = Profile {
             name: name.clone(),
             devices: [
-                ("root".to_owned(), device(&[("type", "disk"), ("path", "/"), ("pool", "default")])),
-                ("eth0".to_owned(), device(&[("type", "nic"), ("network", "br0"), ("name", "eth0")])),
+                (
+                    "root".to_owned(),
+                    device(&[("type", "disk"), ("path", "/"), ("pool", "default")]),
+                ),
+                (
+                    "eth0".to_owned(),
+                    device(&[("type", "nic"), ("network", "br0"), ("name", "eth0")]),
+                ),
             ]
             .into(),
             ..Profile::default()
         };
         fakes.instance.0.lock().profiles.insert(name, profile);
-        let made = self.send("POST", "/1.0/storage-pools", json!({"name": "default", "driver": "dir"})).await;
+        let made = self
+            .send(
+                "POST",
+                "/1.0/storage-pools",
+                json!({"name": "default", "driver": "dir"}),
+            )
+            .await;
         assert_eq!(made.status, 201, "{}", made.text);
-        let made = self.send("POST", "/1.0/networks", json!({"name": "br0", "type": "bridge"})).await;
+        let made = self
+            .send(
+                "POST",
+                "/1.0/networks",
+                json!({"name": "br0", "type": "bridge"}),
+            )
+            .await;
         assert_eq!(made.status, 201, "{}", made.text);
         let alias = json!({"name": "bb", "target": fingerprint});
         let made = self.send("POST", "/1.0/images/aliases", alias).await;
@@ -108,7 +133,11 @@ impl Client {
 
     /// A JSON body, or none for null.
     pub async fn send(&self, method: &str, path: &str, body: Value) -> Answer {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         self.raw(method, path, &body).await
     }
 
@@ -124,7 +153,12 @@ impl Client {
     }
 
     /// With headers.
-    pub async fn upload(&self, path: String, headers: Vec<(String, String)>, body: String) -> Answer {
+    pub async fn upload(
+        &self,
+        path: String,
+        headers: Vec<(String, String)>,
+        body: String,
+    ) -> Answer {
         let mut request = Request::builder().method("POST").uri(path);
         for (name, value) in headers {
             request = request.header(name, value);
@@ -150,7 +184,10 @@ impl Client {
     /// The same for one that must work.
     pub async fn done(&self, method: &str, path: &str, body: Value) {
         let operation = self.run(method, path, body).await;
-        assert_eq!(operation["status_code"], 200, "{method} {path}: {operation}");
+        assert_eq!(
+            operation["status_code"], 200,
+            "{method} {path}: {operation}"
+        );
     }
 
     /// Waits until no operation runs.
@@ -170,11 +207,19 @@ impl Client {
         let (near, far) = tokio::io::duplex(1 << 16);
         let service = TowerToHyperService::new(self.router.clone());
         tokio::spawn(async move {
-            let builder = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+            let builder =
+                hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
             // The test ends it by dropping its side.
-            let _ = builder.serve_connection_with_upgrades(TokioIo::new(far), service).await;
+            let _ = builder
+                .serve_connection_with_upgrades(TokioIo::new(far), service)
+                .await;
         });
-        let request = format!("ws://localhost{path}").into_client_request().unwrap();
-        tokio_tungstenite::client_async(request, near).await.unwrap().0
+        let request = format!("ws://localhost{path}")
+            .into_client_request()
+            .unwrap();
+        tokio_tungstenite::client_async(request, near)
+            .await
+            .unwrap()
+            .0
     }
 }

@@ -142,7 +142,11 @@ async fn resolve(
         Err(status) => {
             let error = Error::from(status);
             if error.code == Code::NotFound {
-                return Err(Error::new(Code::NotFound, "IMAGE_NOT_FOUND_BY_NAME", missing));
+                return Err(Error::new(
+                    Code::NotFound,
+                    "IMAGE_NOT_FOUND_BY_NAME",
+                    missing,
+                ));
             }
             Err(error)
         }
@@ -202,7 +206,12 @@ pub async fn get(app: &Gateway, name: &str, view: InstanceView) -> Result<Instan
         name: name.to_owned(),
         view: view.into(),
     };
-    Ok(app.owners.instances().get_instance(request).await?.into_inner())
+    Ok(app
+        .owners
+        .instances()
+        .get_instance(request)
+        .await?
+        .into_inner())
 }
 
 /// One instance with its state, and what its volumes use.
@@ -238,7 +247,10 @@ pub async fn list(app: &Gateway, parent: &str, view: InstanceView) -> Result<Vec
         ..Default::default()
     };
     loop {
-        let page = instances.list_instances(request.clone()).await?.into_inner();
+        let page = instances
+            .list_instances(request.clone())
+            .await?
+            .into_inner();
         all.extend(page.instances);
         if page.next_page_token.is_empty() {
             return Ok(all);
@@ -422,7 +434,9 @@ pub async fn begin_snapshot(
     }
     names::validate_snapshot_name(&snapshot.snapshot)?;
     let about = about_snapshot("Snapshotting instance", &snapshot.instance, request_id)?;
-    app.operations.start(snapshots::CREATE, &snapshot, about).await
+    app.operations
+        .start(snapshots::CREATE, &snapshot, about)
+        .await
 }
 
 async fn next_snapshot_name(app: &Gateway, instance: &str) -> Result<String, Error> {
@@ -480,7 +494,9 @@ pub async fn begin_delete_snapshot(
         instance: instance.to_owned(),
         snapshot: snapshot.to_owned(),
     };
-    app.operations.start(snapshots::DELETE, &params, about).await
+    app.operations
+        .start(snapshots::DELETE, &params, about)
+        .await
 }
 
 /// Begins the rename of a snapshot.
@@ -501,5 +517,7 @@ pub async fn begin_rename_snapshot(
         snapshot: snapshot.to_owned(),
         new: new.to_owned(),
     };
-    app.operations.start(snapshots::RENAME, &params, about).await
+    app.operations
+        .start(snapshots::RENAME, &params, about)
+        .await
 }

@@ -30,7 +30,12 @@ pub fn random_name() -> String {
 /// # Errors
 /// LXD's sentence.
 pub fn validate_name(name: &str) -> Result<(), Error> {
-    let wrong = |why: &str| Err(Error::invalid("name", format!("Invalid instance name: {why}")));
+    let wrong = |why: &str| {
+        Err(Error::invalid(
+            "name",
+            format!("Invalid instance name: {why}"),
+        ))
+    };
     if name.contains('/') {
         return Err(Error::invalid(
             "name",
@@ -60,7 +65,12 @@ pub fn validate_name(name: &str) -> Result<(), Error> {
 /// # Errors
 /// LXD's sentence.
 pub(super) fn validate_snapshot_name(name: &str) -> Result<(), Error> {
-    let wrong = |why: &str| Err(Error::invalid("name", format!("Invalid snapshot name: {why}")));
+    let wrong = |why: &str| {
+        Err(Error::invalid(
+            "name",
+            format!("Invalid snapshot name: {why}"),
+        ))
+    };
     if name.is_empty() {
         return wrong("Cannot be empty");
     }
@@ -92,7 +102,12 @@ pub(super) fn next_snapshot_name(pattern: &str, taken: &[String]) -> Result<Stri
     };
     let next = taken
         .iter()
-        .filter_map(|name| name.strip_prefix(before)?.strip_suffix(after)?.parse::<u64>().ok())
+        .filter_map(|name| {
+            name.strip_prefix(before)?
+                .strip_suffix(after)?
+                .parse::<u64>()
+                .ok()
+        })
         .max()
         .map_or(0, |n| n + 1);
     Ok(format!("{before}{next}{after}"))

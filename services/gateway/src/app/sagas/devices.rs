@@ -207,7 +207,9 @@ pub(super) async fn delete_volume(ctx: &Context, name: &str, holder: &str) -> Re
         request_id: ctx.request_id_for(name),
         ..Default::default()
     };
-    absent_is_fine(answer(ctx.app.owners.volumes().delete_volume(request).await))
+    absent_is_fine(answer(
+        ctx.app.owners.volumes().delete_volume(request).await,
+    ))
 }
 
 /// Releases one holder's hold; what is gone is released.
@@ -216,7 +218,9 @@ pub(super) async fn release_volume(ctx: &Context, name: &str, holder: &str) -> R
         name: name.to_owned(),
         holder: holder.to_owned(),
     };
-    absent_is_fine(answer(ctx.app.owners.volumes().release_volume(request).await))
+    absent_is_fine(answer(
+        ctx.app.owners.volumes().release_volume(request).await,
+    ))
 }
 
 fn port_config(options: &HashMap<String, String>) -> HashMap<String, String> {
@@ -254,7 +258,11 @@ pub(super) fn spec_of(names: &Names, port: &Port, device: &Device) -> network::P
 }
 
 fn port_name(names: &Names, needed: &NeededPort) -> String {
-    format!("{}/ports/{}", names.network(&needed.network), needed.port_id)
+    format!(
+        "{}/ports/{}",
+        names.network(&needed.network),
+        needed.port_id
+    )
 }
 
 /// Declares every new port of the plan and changes those that stay; gives both by device.
@@ -404,10 +412,8 @@ pub(super) async fn drop_surplus(
         .filter_map(|surplus| surplus.attachment.clone())
         .collect();
     let holder = names.holder();
-    let (volumes, ports) = tokio::join!(
-        drop_volumes(ctx, &holder, volumes),
-        drop_ports(ctx, ports)
-    );
+    let (volumes, ports) =
+        tokio::join!(drop_volumes(ctx, &holder, volumes), drop_ports(ctx, ports));
     volumes.and(ports)
 }
 

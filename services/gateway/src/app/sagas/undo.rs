@@ -55,8 +55,6 @@ pub(super) fn absent_is_fine<T>(result: Result<T, Error>) -> Result<(), Error> {
 }
 
 /// A call's answer without tonic's wrapping.
-pub(super) fn answer<T>(
-    result: Result<tonic::Response<T>, tonic::Status>,
-) -> Result<T, Error> {
+pub(super) fn answer<T>(result: Result<tonic::Response<T>, tonic::Status>) -> Result<T, Error> {
     result.map(tonic::Response::into_inner).map_err(Error::from)
 }

@@ -80,7 +80,13 @@ async fn make_plan(ctx: &Context, params: &Params, uid: &str) -> Result<Instance
     let mut request = params.plan.0.clone();
     // The identity of the first plan: addresses are made from it, and the etag is over it.
     request.instance.get_or_insert_default().uid = uid.to_owned();
-    answer(ctx.app.owners.instances().plan_create_instance(request).await)
+    answer(
+        ctx.app
+            .owners
+            .instances()
+            .plan_create_instance(request)
+            .await,
+    )
 }
 
 async fn plan(ctx: Context) -> Result<(), Error> {
@@ -144,7 +150,13 @@ async fn commit(ctx: Context) -> Result<(), Error> {
     };
     for attempt in 0..REPLANS {
         let create = async {
-            answer(ctx.app.owners.instances().create_instance(request.clone()).await)
+            answer(
+                ctx.app
+                    .owners
+                    .instances()
+                    .create_instance(request.clone())
+                    .await,
+            )
         };
         match noted(&ctx, "committed", create).await {
             Ok(_) => return Ok(()),

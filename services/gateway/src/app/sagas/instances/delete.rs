@@ -75,7 +75,11 @@ async fn clean_up(ctx: Context) -> Result<(), Error> {
         return Ok(());
     };
     let (volumes, ports) = tokio::join!(
-        devices::drop_volumes(&ctx, &params.name, instance.attachments.into_values().collect()),
+        devices::drop_volumes(
+            &ctx,
+            &params.name,
+            instance.attachments.into_values().collect()
+        ),
         devices::drop_ports(&ctx, instance.ports.into_values().collect()),
     );
     volumes.and(ports)

@@ -114,11 +114,7 @@ fn own_volumes(instance: &Instance, new: &str) -> Vec<(String, String, String)> 
         .collect()
 }
 
-async fn rename_volume(
-    ctx: &Context,
-    from: &str,
-    to: &str,
-) -> Result<storage::Volume, Error> {
+async fn rename_volume(ctx: &Context, from: &str, to: &str) -> Result<storage::Volume, Error> {
     let request = storage::RenameVolumeRequest {
         name: from.to_owned(),
         new_volume_id: to.rsplit('/').next().unwrap_or(to).to_owned(),
@@ -165,13 +161,17 @@ fn held_volumes(instance: &Instance, new: &str) -> Vec<String> {
 }
 
 async fn hold_all(ctx: &Context, params: &Params, holder: &str) -> Result<(), Error> {
-    for_each(held_volumes(&inspected(ctx)?, &params.new), AT_ONCE, |name| async move {
-        let request = storage::HoldVolumeRequest {
-            name,
-            hold: Some(devices::hold(holder.to_owned())),
-        };
-        answer(ctx.app.owners.volumes().hold_volume(request).await).map(drop)
-    })
+    for_each(
+        held_volumes(&inspected(ctx)?, &params.new),
+        AT_ONCE,
+        |name| async move {
+            let request = storage::HoldVolumeRequest {
+                name,
+                hold: Some(devices::hold(holder.to_owned())),
+            };
+            answer(ctx.app.owners.volumes().hold_volume(request).await).map(drop)
+        },
+    )
     .await
 }
 
@@ -186,9 +186,11 @@ async fn undo_holds(ctx: Context) -> Result<(), Error> {
 }
 
 async fn release_all(ctx: &Context, params: &Params, holder: &str) -> Result<(), Error> {
-    for_each(held_volumes(&inspected(ctx)?, &params.new), AT_ONCE, |name| async move {
-        devices::release_volume(ctx, &name, holder).await
-    })
+    for_each(
+        held_volumes(&inspected(ctx)?, &params.new),
+        AT_ONCE,
+        |name| async move { devices::release_volume(ctx, &name, holder).await },
+    )
     .await
 }
 

@@ -87,7 +87,11 @@ pub fn create() -> Saga<Gateway> {
     }
 }
 
-fn record_request(params: &Create, request_id: String, validate_only: bool) -> CreateSnapshotRequest {
+fn record_request(
+    params: &Create,
+    request_id: String,
+    validate_only: bool,
+) -> CreateSnapshotRequest {
     CreateSnapshotRequest {
         parent: params.instance.clone(),
         snapshot_id: params.snapshot.clone(),
@@ -178,7 +182,9 @@ async fn delete_contents(ctx: &Context, volume: &str, snapshot: &str) -> Result<
         allow_missing: true,
         request_id: ctx.request_id(),
     };
-    absent_is_fine(answer(ctx.app.owners.volumes().delete_snapshot(request).await))
+    absent_is_fine(answer(
+        ctx.app.owners.volumes().delete_snapshot(request).await,
+    ))
 }
 
 async fn record(ctx: Context) -> Result<(), Error> {
@@ -202,7 +208,9 @@ async fn delete_record(ctx: &Context, instance: &str, snapshot: &str) -> Result<
         allow_missing: true,
         request_id: ctx.request_id(),
     };
-    absent_is_fine(answer(ctx.app.owners.snapshots().delete_snapshot(request).await))
+    absent_is_fine(answer(
+        ctx.app.owners.snapshots().delete_snapshot(request).await,
+    ))
 }
 
 /// `delete_instance_snapshot`: record → contents. With the record gone it only goes forward.

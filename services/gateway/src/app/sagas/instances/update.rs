@@ -73,7 +73,13 @@ pub fn saga() -> Saga<Gateway> {
 
 async fn make_plan(ctx: &Context, params: &Params) -> Result<InstancePlan, Error> {
     let request = params.update.0.clone();
-    answer(ctx.app.owners.instances().plan_update_instance(request).await)
+    answer(
+        ctx.app
+            .owners
+            .instances()
+            .plan_update_instance(request)
+            .await,
+    )
 }
 
 async fn plan(ctx: Context) -> Result<(), Error> {
@@ -154,7 +160,13 @@ async fn commit(ctx: Context) -> Result<(), Error> {
     };
     for attempt in 0..REPLANS {
         let update = async {
-            answer(ctx.app.owners.instances().update_instance(request.clone()).await)
+            answer(
+                ctx.app
+                    .owners
+                    .instances()
+                    .update_instance(request.clone())
+                    .await,
+            )
         };
         match noted(&ctx, "commit", update).await {
             Ok(_) => return ctx.put("committed", &true),
