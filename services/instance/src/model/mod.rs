@@ -13,5 +13,6 @@ pub mod record;
 pub mod spec;
 pub mod syscalls;
 pub mod template;
+pub mod template_guard;
 pub mod update;
 pub mod value;

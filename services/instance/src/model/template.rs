@@ -131,6 +131,8 @@ pub fn render(
         devices: &subject.expanded.devices,
         properties: &template.properties,
     };
+    super::template_guard::check(source)
+        .map_err(|why| format!("template {:?}: {why}", template.template))?;
     let mut engine = minijinja::Environment::new();
     engine.set_undefined_behavior(minijinja::UndefinedBehavior::Chainable);
     engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
@@ -215,6 +217,15 @@ mod tests {
                 .is_err()
         );
         assert!(run("{% include \"/etc/passwd\" %}").is_err());
+        // Two instructions, and as much memory as there is.
+        assert!(run("{{ \"a\nb\"|indent(99999999999) }}").is_err());
+        let double = "{% set a = a ~ a %}".repeat(40);
+        assert!(
+            run(&format!(
+                "{{% set a = \"aaaaaaaa\" %}}{double}{{{{ a|length }}}}"
+            ))
+            .is_err()
+        );
     }
 
     #[test]
