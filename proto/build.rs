@@ -24,7 +24,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     files.sort();
     let set = protox::compile(&files, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("berth_descriptor.bin"), prost::Message::encode_to_vec(&set))?;
+    std::fs::write(
+        out.join("berth_descriptor.bin"),
+        prost::Message::encode_to_vec(&set),
+    )?;
     tonic_prost_build::configure().bytes(".").compile_fds(set)?;
     Ok(())
 }
