@@ -38,7 +38,7 @@ impl Params {
         Names::parse(&self.name)
     }
 
-    fn new(&self) -> Result<Names, Error> {
+    fn renamed(&self) -> Result<Names, Error> {
         Ok(Names {
             project: self.old()?.project,
             instance: self.new.clone(),
@@ -91,7 +91,7 @@ async fn inspect(ctx: Context) -> Result<(), Error> {
             "Renaming of running container not allowed",
         ));
     }
-    if super::read(&ctx, &params.new()?.holder()).await.is_ok() {
+    if super::read(&ctx, &params.renamed()?.holder()).await.is_ok() {
         return Err(Error::already_exists("Instance", &params.new));
     }
     ctx.put("instance", &Wire(instance))
@@ -177,12 +177,12 @@ async fn hold_all(ctx: &Context, params: &Params, holder: &str) -> Result<(), Er
 
 async fn holds(ctx: Context) -> Result<(), Error> {
     let params: Params = ctx.params()?;
-    hold_all(&ctx, &params, &params.new()?.holder()).await
+    hold_all(&ctx, &params, &params.renamed()?.holder()).await
 }
 
 async fn undo_holds(ctx: Context) -> Result<(), Error> {
     let params: Params = ctx.params()?;
-    release_all(&ctx, &params, &params.new()?.holder()).await
+    release_all(&ctx, &params, &params.renamed()?.holder()).await
 }
 
 async fn release_all(ctx: &Context, params: &Params, holder: &str) -> Result<(), Error> {
@@ -212,7 +212,7 @@ async fn hand_ports(ctx: &Context, names: &Names) -> Result<HashMap<String, Wire
 
 async fn ports(ctx: Context) -> Result<(), Error> {
     let params: Params = ctx.params()?;
-    let ports = hand_ports(&ctx, &params.new()?).await?;
+    let ports = hand_ports(&ctx, &params.renamed()?).await?;
     ctx.put("ports", &ports)
 }
 
@@ -247,7 +247,7 @@ async fn undo_record(ctx: Context) -> Result<(), Error> {
         .map(|(device, ..)| device)
         .collect();
     let request = RenameInstanceRequest {
-        name: params.new()?.holder(),
+        name: params.renamed()?.holder(),
         new_instance_id: params.old()?.instance,
         attachments: before
             .attachments
