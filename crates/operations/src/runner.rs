@@ -316,6 +316,8 @@ impl<A: Send + Sync + 'static> Run<A> {
                 error.message
             );
         }
+        // One line for each operation, with its id and trace: where a search through the logs begins.
+        tracing::info!("{} {state:?}", self.saga.name);
         self.operation.finish(state, failure);
     }
 }
