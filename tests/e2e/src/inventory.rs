@@ -13,6 +13,10 @@ use xtask::sandbox::Sandbox;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory(BTreeMap<&'static str, BTreeSet<String>>);
 
+/// The directory the service keeps for its guests' cgroups: made with the first guest and kept for
+/// the next, so only taking the service down must remove it.
+const PARENT: &str = "cgroup parent";
+
 /// Whom to look for; outlives the sandbox, so that one can look after it is down.
 #[derive(Clone, Debug)]
 pub struct Traces {
@@ -160,7 +164,8 @@ impl Traces {
                 }
                 let ours = inside || entry.file_name().to_string_lossy() == parent;
                 if ours {
-                    found.add("cgroup", entry.path().display().to_string());
+                    let kind = if inside { "cgroup" } else { PARENT };
+                    found.add(kind, entry.path().display().to_string());
                 }
                 walk(&entry.path(), parent, ours, found);
             }
@@ -199,7 +204,7 @@ impl Inventory {
         let empty = BTreeSet::new();
         let kinds: BTreeSet<_> = self.0.keys().chain(later.0.keys()).collect();
         let mut lines = Vec::new();
-        for kind in kinds {
+        for kind in kinds.into_iter().filter(|kind| **kind != PARENT) {
             let (before, after) = (
                 self.0.get(kind).unwrap_or(&empty),
                 later.0.get(kind).unwrap_or(&empty),

@@ -14,7 +14,7 @@ use nix::pty::{Winsize, openpty};
 use tempfile::TempDir;
 
 /// No command of the scenarios takes longer.
-const PATIENCE: &str = "120";
+const PATIENCE: &str = "60";
 
 pub struct Lxc {
     socket: PathBuf,
@@ -40,7 +40,7 @@ impl Lxc {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
-            .args(["--foreground", PATIENCE, "lxc"])
+            .args(["--foreground", "--kill-after=5", PATIENCE, "lxc"])
             .args(args)
             .env("LXD_SOCKET", &self.socket)
             .env("LXD_CONF", self.conf.path())
@@ -118,7 +118,11 @@ impl Lxc {
             args.join(" "),
             done.stdout
         );
-        assert_ne!(done.code, 124, "lxc {} did not end", args.join(" "));
+        assert!(
+            done.code != 124 && done.code != 137,
+            "lxc {} did not end",
+            args.join(" ")
+        );
         done.stderr
     }
 

@@ -45,7 +45,9 @@ impl Server {
     }
 
     pub fn sandbox_with(options: UpOptions) -> Self {
-        let directory = TempDir::with_prefix("berth-e2e-").unwrap();
+        sweep();
+        let directory = TempDir::with_prefix(PREFIX).unwrap();
+        std::fs::write(directory.path().join(OWNER), std::process::id().to_string()).unwrap();
         open_to_others(directory.path());
         let state = directory.path().join("s");
         let bin_dir = options.bin_dir.clone().or_else(built);
@@ -143,6 +145,31 @@ impl Drop for Server {
             } else {
                 panic!("{problem}");
             }
+        }
+    }
+}
+
+const PREFIX: &str = "berth-e2e-";
+/// Who uses a sandbox, beside its state.
+const OWNER: &str = "owner";
+
+/// Takes down what scenarios left that were killed, by a time limit or by hand.
+fn sweep() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        // One without an owner is just being made, by another scenario.
+        let Ok(owner) = std::fs::read_to_string(entry.path().join(OWNER)) else {
+            continue;
+        };
+        if std::path::Path::new("/proc").join(owner.trim()).exists() {
+            continue;
+        }
+        let gone = down(&entry.path().join("s"), &DownOptions::default());
+        match gone {
+            Ok(()) => drop(std::fs::remove_dir_all(entry.path())),
+            Err(error) => eprintln!("{} stays: {error:#}", entry.path().display()),
         }
     }
 }

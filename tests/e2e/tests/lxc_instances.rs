@@ -148,8 +148,10 @@ fn lxc_events_operations_and_query() {
     drop(running);
     wait::until("the exec ends with its client", SOON, || {
         match lxc.ok(&["operation", "list", "--format", "csv"]) {
-            gone if !gone.contains(&id) => Ok(()),
-            listed => Err(listed),
+            listed if listed.contains(&format!("{id},WEBSOCKET,Executing command,RUNNING")) => {
+                Err(listed)
+            }
+            _ => Ok(()),
         }
     });
 
