@@ -222,7 +222,7 @@ impl<A: Send + Sync + 'static> Operations<A> {
         let running = operation.clone();
         self.spawn_task(
             async move {
-                let result = work(running.clone()).await;
+                let result = runner::guarded(work(running.clone())).await;
                 let (state, failure) = match &result {
                     Ok(()) if running.is_cancelled() => (State::Cancelled, None),
                     Ok(()) => (State::Succeeded, None),

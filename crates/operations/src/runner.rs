@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_rpc::{Code, Error};
+use futures::FutureExt;
 use futures::future::join_all;
 use serde_json::{Map, Value};
 use tracing::Instrument;
@@ -245,7 +246,7 @@ impl<A: Send + Sync + 'static> Run<A> {
         berth_server::failpoint::pass(&format!("saga.{saga}.{}.{direction}", step.name)).await?;
         let mut again = self.probe(step, phase).await?;
         loop {
-            function(self.context(step.name, undoing)).await?;
+            guarded(function(self.context(step.name, undoing))).await?;
             if !again {
                 break;
             }
@@ -319,5 +320,20 @@ impl<A: Send + Sync + 'static> Run<A> {
         // One line for each operation, with its id and trace: where a search through the logs begins.
         tracing::info!("{} {state:?}", self.saga.name);
         self.operation.finish(state, failure);
+    }
+}
+
+/// A step that panics fails; without this its operation would never end.
+pub(crate) async fn guarded(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    match std::panic::AssertUnwindSafe(work).catch_unwind().await {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+                .unwrap_or_default();
+            Err(Error::internal(format!("a panic: {text}")))
+        }
     }
 }

@@ -321,6 +321,50 @@ async fn cancelling_undoes_and_a_request_id_gives_the_same_operation() {
 }
 
 #[tokio::test]
+async fn a_panic_is_a_failure() {
+    let bed = Bed::new();
+    let (operations, _store) = bed.open(1).await;
+    operations.resume(&bed.world).await.unwrap();
+    let spawned = operations.spawn(New::task("exec", "Executing"), |_| async {
+        assert_eq!(1 + 1, 3, "arithmetic");
+        Ok(())
+    });
+    let record = spawned.wait(Some(Duration::from_secs(5))).await;
+    assert_eq!(record.state, State::Failed);
+    let panicking = Saga::<World> {
+        name: "panics",
+        version: 1,
+        stages: vec![vec![Step::with_undo(
+            "p",
+            |c| {
+                Box::pin(async move {
+                    put(&c, "p");
+                    panic!("half-way")
+                })
+            },
+            |c| {
+                Box::pin(async move {
+                    take(&c, "p");
+                    Ok(())
+                })
+            },
+        )]],
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let config = DatabaseConfig::file(dir.path().join("state.db"));
+    let store = Store::open(&config, &[MIGRATION]).await.unwrap();
+    let operations = Operations::new(store, "n1", vec![panicking]);
+    operations.resume(&bed.world).await.unwrap();
+    let operation = operations
+        .start("panics", &"x", New::task("panics", "Panicking"))
+        .await
+        .unwrap();
+    let record = operation.wait(Some(Duration::from_secs(5))).await;
+    assert_eq!(record.state, State::Failed);
+    assert!(bed.things().is_empty());
+}
+
+#[tokio::test]
 async fn the_last_event_is_the_final_state() {
     let bed = Bed::new();
     let (operations, _store) = bed.open(1).await;
