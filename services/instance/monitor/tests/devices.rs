@@ -346,6 +346,50 @@ fn nics_are_born_in_the_guest_and_go_with_it() {
     assert!(ip("-o link").contains("br0"));
 }
 
+/// On hosts where mounts are shared, as systemd makes them, nothing that a guest mounts shows on the host:
+/// neither over its root, its disks (from the start or later) nor its device nodes.
+#[test]
+fn mounts_of_the_guest_do_not_reach_the_host() {
+    use std::os::unix::fs::FileTypeExt;
+    let mount = |arguments: &[&str]| {
+        let done = Command::new("mount").args(arguments).status().unwrap();
+        assert!(done.success(), "mount {arguments:?}");
+    };
+    for everything in [false, true] {
+        let share = tempfile::tempdir().unwrap();
+        let path = share.path().to_str().unwrap();
+        let guest = guest(|spec, _| {
+            mount(&["-t", "tmpfs", "share", path]);
+            std::fs::create_dir(share.path().join("below")).unwrap();
+            std::fs::write(share.path().join("file"), "").unwrap();
+            mount(&["--make-shared", path]);
+            mount(&["--bind", "/dev", "/dev"]);
+            mount(&["--make-shared", "/dev"]);
+            if everything {
+                mount(&["--make-rshared", "/"]);
+            }
+            spec.mounts
+                .push(host_disk("d", share.path(), "/mnt/d", false));
+        });
+        let add = Request::AddMount {
+            mount: host_disk("e", share.path(), "/mnt/e", false),
+        };
+        guest.client().call(add).unwrap();
+        let before = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let (said, code) = guest.sh("set -e; mount -t tmpfs mark /tmp; \
+             mount -t tmpfs mark /mnt/d/below; mount -t tmpfs mark /mnt/e/below; touch /x; \
+             mount -o bind /x /mnt/d/file; mount -o bind /x /dev/null");
+        assert_eq!(code, 0, "{said}");
+        let after = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        assert_eq!(before, after);
+        let null = std::fs::metadata("/dev/null").unwrap().file_type();
+        assert!(null.is_char_device(), "the host's /dev/null was covered");
+        drop(guest);
+        mount(&["--make-rprivate", "/"]);
+        assert!(Command::new("umount").arg(path).status().unwrap().success());
+    }
+}
+
 /// `host_name` is a user's choice: a link of the host's that has it stays.
 #[test]
 fn a_link_of_the_host_is_never_taken_for_a_leftover() {

@@ -57,7 +57,7 @@ pub(crate) fn clone_tree(dir: impl AsFd, path: &str, recursive: bool) -> io::Res
     if recursive {
         flags |= rx::OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(rx::open_tree(dir, path, flags)?)
+    private(rx::open_tree(dir, path, flags)?, recursive)
 }
 
 /// A detached copy of a host path; symbolic links in it are the administrator's and followed.
@@ -66,7 +66,20 @@ pub(crate) fn clone_path(path: &str, recursive: bool) -> io::Result<OwnedFd> {
     if recursive {
         flags |= rx::OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(rx::open_tree(CWD, path, flags)?)
+    private(rx::open_tree(CWD, path, flags)?, recursive)
+}
+
+/// Takes a copy out of the peer group of what it was copied from: on hosts where mounts are shared (systemd's)
+/// a guest's mount on top of it would appear on the host, over /dev/null for one.
+fn private(tree: OwnedFd, recursive: bool) -> io::Result<OwnedFd> {
+    let attr = MountAttr {
+        set: 0,
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    change(&tree, &attr, recursive)?;
+    Ok(tree)
 }
 
 /// Attaches a detached mount on what `target` is, no path involved.
@@ -92,13 +105,17 @@ pub(crate) fn set_attr(
     userns: Option<&OwnedFd>,
     recursive: bool,
 ) -> io::Result<()> {
-    const AT_RECURSIVE: i32 = 0x8000;
     let attr = MountAttr {
         set,
         clear,
         propagation: 0,
         userns_fd: userns.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
+    change(mount, &attr, recursive)
+}
+
+fn change(mount: impl AsFd, attr: &MountAttr, recursive: bool) -> io::Result<()> {
+    const AT_RECURSIVE: i32 = 0x8000;
     let flags = libc::AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: attr is laid out as struct mount_attr and lives over the call.
     let done = unsafe {
@@ -107,7 +124,7 @@ pub(crate) fn set_attr(
             mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &attr,
+            attr,
             size_of::<MountAttr>(),
         )
     };
