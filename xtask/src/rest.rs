@@ -75,6 +75,12 @@ impl Client {
         &self.socket
     }
 
+    /// The next request takes a new connection: for callers whose server may have been restarted.
+    pub fn reconnect(&mut self) -> &mut Self {
+        self.connection = None;
+        self
+    }
+
     async fn connection(&mut self) -> Result<&mut SendRequest<Full<Bytes>>> {
         let usable = match &mut self.connection {
             Some(connection) => connection.ready().await.is_ok(),

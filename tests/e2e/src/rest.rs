@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use xtask::rest::{ApiError, Client, Exec, Reply};
 
+/// Each request takes a connection of its own, since scenarios restart servers.
 pub struct Rest {
     runtime: Runtime,
     client: Client,
@@ -31,14 +32,14 @@ impl Rest {
 
     #[track_caller]
     pub fn get(&mut self, path: &str) -> Value {
-        match self.runtime.block_on(self.client.get(path)) {
+        match self.runtime.block_on(self.client.reconnect().get(path)) {
             Ok(metadata) => metadata,
             Err(error) => panic!("{error:#}"),
         }
     }
 
     pub fn try_get(&mut self, path: &str) -> anyhow::Result<Value> {
-        self.runtime.block_on(self.client.get(path))
+        self.runtime.block_on(self.client.reconnect().get(path))
     }
 
     /// A change that must succeed; operations are waited for.
@@ -53,7 +54,7 @@ impl Rest {
     pub fn try_change(&mut self, method: Method, path: &str, body: Value) -> anyhow::Result<Value> {
         let body = (!body.is_null()).then_some(body);
         self.runtime
-            .block_on(self.client.change(method, path, body))
+            .block_on(self.client.reconnect().change(method, path, body))
     }
 
     /// Starts an operation and returns its path without waiting.
@@ -61,7 +62,7 @@ impl Rest {
     pub fn begin(&mut self, method: Method, path: &str, body: Value) -> String {
         match self
             .runtime
-            .block_on(self.client.envelope(method, path, Some(body)))
+            .block_on(self.client.reconnect().envelope(method, path, Some(body)))
         {
             Ok(envelope) => envelope["operation"].as_str().unwrap().to_owned(),
             Err(error) => panic!("{error:#}"),
@@ -88,10 +89,12 @@ impl Rest {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Reply {
-        match self
-            .runtime
-            .block_on(self.client.send(method, path, headers, body.into()))
-        {
+        match self.runtime.block_on(self.client.reconnect().send(
+            method,
+            path,
+            headers,
+            body.into(),
+        )) {
             Ok(reply) => reply,
             Err(error) => panic!("{error:#}"),
         }
@@ -101,12 +104,16 @@ impl Rest {
     pub fn upload(&mut self, bytes: Vec<u8>) -> anyhow::Result<String> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), bytes)?;
-        self.runtime.block_on(self.client.upload_image(file.path()))
+        self.runtime
+            .block_on(self.client.reconnect().upload_image(file.path()))
     }
 
     #[track_caller]
     pub fn exec(&mut self, instance: &str, command: &[&str]) -> Exec {
-        match self.runtime.block_on(self.client.exec(instance, command)) {
+        match self
+            .runtime
+            .block_on(self.client.reconnect().exec(instance, command))
+        {
             Ok(done) => done,
             Err(error) => panic!("{command:?} in {instance}: {error:#}"),
         }

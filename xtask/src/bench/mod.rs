@@ -39,6 +39,10 @@ pub struct Options {
     #[arg(long)]
     release: bool,
 
+    /// Berth's binaries, built already.
+    #[arg(long, value_name = "DIR", env = "BERTH_BIN_DIR")]
+    bin_dir: Option<PathBuf>,
+
     #[arg(long, value_enum, default_value = "busybox")]
     image: Images,
 
@@ -113,7 +117,7 @@ pub fn run(options: &Options) -> Result<()> {
         targets.push(runtime.block_on(target("reference", socket, None))?);
     }
     if options.berth {
-        let server = reference::Berth::start(options.release)?;
+        let server = reference::Berth::start(options.release, options.bin_dir.clone())?;
         let (socket, state) = (server.socket(), server.state());
         guards.push(Guard::Berth(server));
         targets.push(runtime.block_on(target("berth", socket, Some(state)))?);

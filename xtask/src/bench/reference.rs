@@ -1,5 +1,6 @@
 //! Servers that the benchmark starts itself, and takes down again.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -76,12 +77,15 @@ pub(super) struct Berth {
 }
 
 impl Berth {
-    pub(super) fn start(release: bool) -> Result<Self> {
+    pub(super) fn start(release: bool, bin_dir: Option<PathBuf>) -> Result<Self> {
         let directory = TempDir::with_prefix("berth-bench-")?;
+        // Services without root pass through it.
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711))?;
         let server = Self { directory };
         let options = sandbox::UpOptions {
             isolated: true,
             release,
+            bin_dir,
             ..Default::default()
         };
         sandbox::up(&server.state(), &options)?;
