@@ -398,6 +398,19 @@ fn init_is_no_program_of_the_hosts() {
     }
 }
 
+/// The monitor removes by descending what the guest made in its cgroup.
+#[test]
+fn cgroups_of_a_guest_have_a_depth() {
+    let guest = guest(|_, _| {});
+    let (depth, code) = guest.sh("cd /sys/fs/cgroup; i=0; \
+         while mkdir d 2>/dev/null && cd d; do i=$((i+1)); done; echo $i");
+    assert_eq!((depth.trim(), code), ("128", 0));
+    let cgroups = guest.cgroups();
+    assert!(!cgroups.is_empty());
+    guest.stop();
+    eventually("the cgroups' end", || cgroups.iter().all(|c| !c.exists()));
+}
+
 /// What the guest binds over its ptmx is not opened by the monitor.
 #[test]
 fn a_terminal_comes_from_devpts_only() {

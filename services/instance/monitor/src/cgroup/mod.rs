@@ -245,6 +245,9 @@ fn absent(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotFound
 }
 
+/// Levels of cgroups that a guest may make below its own; guests in guests take some ten each.
+const DEEPEST: &str = "128";
+
 fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Result<Dir> {
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
     let mut at = sys::open(&found.mount, directory)?;
@@ -272,6 +275,13 @@ fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Resul
     let fd = sys::openat(&at, name, directory, 0)?;
     if is_cpuset {
         fill_cpuset(&at, &fd)?;
+    }
+    if found.kind == Kind::V2 {
+        // The directory becomes the guest's. Removing what it made in there descends as deep as that is.
+        match sys::write_at(&fd, "cgroup.max.depth", DEEPEST) {
+            Err(e) if !absent(&e) => return Err(e),
+            _ => {}
+        }
     }
     let controllers = match found.kind {
         Kind::V2 => sys::read_at(&fd, "cgroup.controllers")?
