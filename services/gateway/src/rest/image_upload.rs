@@ -1,7 +1,10 @@
 //! `POST /1.0/images`: takes an image's bytes as they come and hands them on. Nothing is kept here.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::body::Body;
 use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::response::Response;
 use berth_proto::image::import_image_request::{Chunk, Header, Message};
@@ -22,6 +25,8 @@ use crate::error::Failure;
 /// A split image's metadata up to this size waits for the name of the rootfs, which comes after it
 /// and belongs into the header.
 const MAX_WAITING: usize = 1 << 20;
+/// Bytes that may come without a part beginning: the parser keeps them until one does.
+const MAX_BETWEEN: u64 = 4 << 20;
 /// Largest JSON request.
 const MAX_JSON: usize = 1 << 20;
 
@@ -93,25 +98,61 @@ async fn split(app: &App, query: &Query, request: Request) -> Answer {
     let mut header = header(&headers, query)?;
     header.split = true;
     let fingerprint = header.expected_fingerprint.clone();
+    let (request, allowance) = bounded(request);
     let mut parts = Multipart::from_request(request, &())
         .await
         .map_err(|error| Failure::bad_request(error.body_text()))?;
     let upload = Upload::begin(app);
-    let fed = feed_parts(&mut parts, header, &upload).await;
+    let fed = feed_parts(&mut parts, &allowance, header, &upload).await;
     finish(app, query, upload, fed, &fingerprint).await
+}
+
+/// Bytes that may still be read; without bound while a part's contents pass through.
+struct Allowance(Arc<AtomicU64>);
+
+impl Allowance {
+    /// The next part, whose beginning must come soon.
+    async fn next<'p>(
+        &self,
+        parts: &'p mut Multipart,
+    ) -> Result<Option<axum::extract::multipart::Field<'p>>, Failure> {
+        self.0.store(MAX_BETWEEN, Ordering::Relaxed);
+        let next = parts.next_field().await;
+        self.0.store(u64::MAX, Ordering::Relaxed);
+        next.map_err(|error| Failure::bad_request(error.body_text()))
+    }
+}
+
+fn bounded(request: Request) -> (Request, Allowance) {
+    let left = Arc::new(AtomicU64::new(MAX_BETWEEN));
+    let allowance = Allowance(left.clone());
+    let request = request.map(|body| {
+        Body::from_stream(body.into_data_stream().map(move |chunk| {
+            let chunk = chunk?;
+            let now = left.load(Ordering::Relaxed);
+            let rest = now.checked_sub(chunk.len() as u64).ok_or_else(|| {
+                axum::Error::new(std::io::Error::other("a part's header is too long"))
+            })?;
+            if now != u64::MAX {
+                left.store(rest, Ordering::Relaxed);
+            }
+            Ok::<_, axum::Error>(chunk)
+        }))
+    });
+    (request, allowance)
 }
 
 async fn feed_parts(
     parts: &mut Multipart,
+    allowance: &Allowance,
     mut header: Header,
     upload: &Upload,
 ) -> Result<(), Failure> {
     let wrong =
         |error: axum::extract::multipart::MultipartError| Failure::bad_request(error.body_text());
-    let mut metadata = parts
-        .next_field()
-        .await
-        .map_err(wrong)?
+    let mut metadata = allowance
+        .next(parts)
+        .await?
         .filter(|field| field.name() == Some("metadata"))
         .ok_or_else(|| Failure::bad_request("Invalid multipart image: \"metadata\" comes first"))?;
     let metadata_name = metadata.file_name().unwrap_or_default().to_owned();
@@ -158,7 +199,7 @@ async fn feed_parts(
         upload.send_chunk(Part::Rootfs, bytes).await;
     }
     drop(rootfs);
-    match parts.next_field().await.map_err(wrong)? {
+    match allowance.next(parts).await? {
         None => Ok(()),
         Some(_) => Err(Failure::bad_request(
             "Invalid multipart image: more than metadata and rootfs",

@@ -259,6 +259,36 @@ async fn a_split_image_goes_both_ways() {
     assert_eq!(client.bed.fakes.image.0.lock().images.len(), 1);
 }
 
+/// The parser keeps a header until it ends: one that does not must not fill the memory.
+#[tokio::test]
+async fn a_part_whose_header_never_ends_is_refused() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let client = Client::new().await;
+    for start in ["--XX\r\nContent-Disposition: ", "no boundary at all "] {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = taken.clone();
+        let endless = std::iter::once(Bytes::from(start)).chain(
+            std::iter::repeat_with(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+                Bytes::from(vec![b'a'; 64 << 10])
+            })
+            .take(1024),
+        );
+        let body = Body::from_stream(futures::stream::iter(endless.map(Ok::<_, std::io::Error>)));
+        let request = Request::post("/1.0/images")
+            .header("content-type", "multipart/form-data; boundary=XX")
+            .body(body)
+            .unwrap();
+        let operation = client.end_of(&client.send(request).await).await;
+        assert_eq!(operation["status_code"], 400, "{operation}");
+        let taken = taken.load(Ordering::Relaxed);
+        assert!(taken < 100, "{taken} pieces of 64 KiB were taken");
+    }
+    assert!(client.bed.fakes.image.0.lock().images.is_empty());
+}
+
 #[tokio::test]
 async fn a_unified_image_is_exported_as_it_is() {
     let client = Client::new().await;
