@@ -245,10 +245,28 @@ fn a_crash_at_any_point_leaves_nothing_half_done() {
         sandbox.start(&[service]).unwrap();
     }
     for (work, service, point) in &points {
-        crash_at(&server, &mut rest, work, service, point);
+        let armed = format!("{point}=crash");
+        crash_at(&server, &mut rest, work, service, &armed);
         unchanged(&traces, &before, point);
     }
-    eprintln!("{} points crashed", points.len());
+    let mut undos = BTreeSet::new();
+    let steps = |point: &str| point.starts_with("saga.") && point.ends_with(".run.done");
+    for (work, service, point) in points.iter().filter(|(_, _, point)| steps(point)) {
+        let undone = fail_at(&server, &mut rest, work, point, &Log(logs.path()));
+        unchanged(&traces, &before, point);
+        for undo in undone.difference(&undos.clone()) {
+            let armed = format!("{point}=error;{undo}=crash");
+            crash_at(&server, &mut rest, work, service, &armed);
+            unchanged(&traces, &before, &armed);
+            undos.insert(undo.clone());
+        }
+    }
+    assert!(undos.len() >= 5, "only these are undone: {undos:?}");
+    eprintln!(
+        "{} points crashed, {} while undoing",
+        points.len(),
+        undos.len()
+    );
 }
 
 /// Each point once: with the first piece of work that passes it.
@@ -276,15 +294,14 @@ fn learn(rest: &mut Rest, log: &Log<'_>) -> Vec<(Work, &'static str, String)> {
     points
 }
 
-fn crash_at(server: &Server, rest: &mut Rest, work: &Work, service: &str, point: &str) {
+fn crash_at(server: &Server, rest: &mut Rest, work: &Work, service: &str, armed: &str) {
     let sandbox = server.own();
-    let why = format!("{} with {service} dying at {point}", work.name);
+    let why = format!("{} with {service} armed with {armed}", work.name);
     for &request in work.prepare {
         attempt(rest, request).unwrap_or_else(|error| panic!("{why}: preparing: {error:#}"));
     }
     sandbox.kill(service).unwrap();
-    let armed = format!("{point}=crash");
-    if let Err(error) = sandbox.start_with(&[service], &[("BERTH_FAILPOINTS", &armed)]) {
+    if let Err(error) = sandbox.start_with(&[service], &[("BERTH_FAILPOINTS", armed)]) {
         // Points that reconciliation passes too are met at the start already.
         assert!(sandbox.pid(service).is_none(), "{why}: {error:#}");
     }
@@ -302,6 +319,41 @@ fn crash_at(server: &Server, rest: &mut Rest, work: &Work, service: &str, point:
     quiet(rest);
     caller.join().unwrap();
     take_back(rest, work, &why);
+}
+
+/// The step is done and fails all the same: everything is undone. Gives the undo points passed.
+fn fail_at(
+    server: &Server,
+    rest: &mut Rest,
+    work: &Work,
+    point: &str,
+    log: &Log<'_>,
+) -> BTreeSet<String> {
+    let sandbox = server.own();
+    let why = format!("{} failing at {point}", work.name);
+    for &request in work.prepare {
+        attempt(rest, request).unwrap_or_else(|error| panic!("{why}: preparing: {error:#}"));
+    }
+    sandbox.kill("gateway").unwrap();
+    log.take("gateway");
+    let (fail, file) = (
+        format!("{point}=error"),
+        log.0.join("gateway").display().to_string(),
+    );
+    let armed = [
+        ("BERTH_FAILPOINTS", &*fail),
+        ("BERTH_FAILPOINT_LOG", &*file),
+    ];
+    sandbox.start_with(&["gateway"], &armed).unwrap();
+    assert!(attempt(rest, work.change).is_err(), "{why}: it succeeded");
+    quiet(rest);
+    sandbox.kill("gateway").unwrap();
+    sandbox.start(&["gateway"]).unwrap();
+    take_back(rest, work, &why);
+    let passed = log.take("gateway").into_iter();
+    passed
+        .filter(|name| name.ends_with(".undo") || name.ends_with(".undo.done"))
+        .collect()
 }
 
 #[track_caller]

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::libc;
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -155,34 +158,47 @@ pub(super) enum How {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Ends the recorded process. Returns whether it was running.
+///
+/// The end is the kernel's word on the descriptor: `/proc/PID/exe` goes earlier than the locks of a
+/// process with threads, and its successor would find the database in use.
 pub(super) fn stop(pid_file: &Path, program: &Path, how: How) -> Result<bool> {
     let Some(pid) = recorded(pid_file, program) else {
         return Ok(false);
     };
-    let target = Pid::from_raw(pid);
-    let signal = if how == How::Kill {
-        Signal::SIGKILL
-    } else {
-        Signal::SIGTERM
-    };
-    send(target, signal)?;
-    let begun = Instant::now();
-    let mut killed = how == How::Kill;
-    while recorded(pid_file, program).is_some() {
-        reap(target);
-        if begun.elapsed() > PATIENCE && !killed {
-            eprintln!("{} ({pid}) ignores SIGTERM", program.display());
-            send(target, Signal::SIGKILL)?;
-            killed = true;
-        }
-        if begun.elapsed() > PATIENCE * 2 {
-            bail!("{} ({pid}) does not end", program.display());
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    let process = open_process(pid).with_context(|| format!("process {pid}"))?;
+    // The descriptor may be of a later process with that pid, unless it still is what was recorded.
+    if recorded(pid_file, program) != Some(pid) {
+        return Ok(false);
     }
-    reap(target);
-    fs::remove_file(pid_file)?;
-    Ok(true)
+    let signals: &[Signal] = match how {
+        How::Gently => &[Signal::SIGTERM, Signal::SIGKILL],
+        How::Kill => &[Signal::SIGKILL],
+    };
+    for &signal in signals {
+        send(Pid::from_raw(pid), signal)?;
+        if ends_within(&process, PATIENCE)? {
+            reap(Pid::from_raw(pid));
+            fs::remove_file(pid_file)?;
+            return Ok(true);
+        }
+        eprintln!("{} ({pid}) ignores {signal}", program.display());
+    }
+    bail!("{} ({pid}) does not end", program.display())
+}
+
+fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers, and the descriptor it returns is nobody else's.
+    unsafe {
+        match libc::syscall(libc::SYS_pidfd_open, pid, 0) {
+            fd if fd < 0 => Err(std::io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd as i32)),
+        }
+    }
+}
+
+fn ends_within(process: &OwnedFd, patience: Duration) -> Result<bool> {
+    let mut ready = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut ready, PollTimeout::try_from(patience)?)? > 0)
 }
 
 fn send(pid: Pid, signal: Signal) -> Result<()> {
