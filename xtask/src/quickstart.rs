@@ -25,6 +25,10 @@ pub struct Options {
 
     #[arg(long)]
     release: bool,
+
+    /// Take the binaries from here and build nothing.
+    #[arg(long, value_name = "DIR", env = "BERTH_BIN_DIR")]
+    bin_dir: Option<PathBuf>,
 }
 
 const NAME: &str = "first";
@@ -71,6 +75,7 @@ fn running(options: &Options) -> Result<Sandbox> {
     let up = UpOptions {
         isolated: options.isolated,
         release: options.release,
+        bin_dir: options.bin_dir.clone(),
         ..UpOptions::default()
     };
     sandbox::up(&options.state, &up)
@@ -133,6 +138,8 @@ pub async fn address(client: &mut Client, name: &str, patience: Duration) -> Res
 /// Runs the stock client; its configuration stays out of the caller's home.
 fn lxc(socket: &Path, args: &[&str]) -> Result<()> {
     let conf = tempfile::tempdir()?;
+    // With a configuration, however empty, the client leaves out its words for newcomers.
+    std::fs::write(conf.path().join("config.yml"), "")?;
     println!("\n$ lxc {}", args.join(" "));
     let status = Command::new("lxc")
         .env("LXD_SOCKET", socket)
