@@ -17,7 +17,7 @@ use tempfile::TempDir;
 pub(crate) struct Postgres {
     server: Child,
     port: u16,
-    _data: TempDir,
+    _home: TempDir,
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -69,7 +69,7 @@ impl Postgres {
         let mut started = Self {
             server,
             port,
-            _data: home,
+            _home: home,
         };
         started.wait(&programs)?;
         Ok(started)
@@ -126,4 +126,24 @@ fn programs() -> Result<PathBuf> {
         .pop()
         .context("no PostgreSQL (package postgresql)")?
         .1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_answers_while_it_is_wanted_and_goes_with_its_data() {
+        let server = Postgres::start().unwrap();
+        let (port, data) = (server.port, server._home.path().to_owned());
+        assert!(server.url().contains(&port.to_string()));
+        let query = Command::new(programs().unwrap().join("psql"))
+            .args(["-tAc", "select current_user", &server.url()])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&query.stdout).trim(), "berth");
+        drop(server);
+        assert!(!data.exists());
+        assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+    }
 }
