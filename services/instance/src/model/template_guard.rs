@@ -68,8 +68,8 @@ fn tag<'s>(inner: &'s str, close: &str, statement: bool) -> Result<&'s str, Stri
     // For each parenthesis that is open, whether it is a call's.
     let mut calls: Vec<bool> = Vec::new();
     while let Some(c) = rest.chars().next() {
-        if rest.starts_with(close) {
-            return Ok(&rest[close.len()..]);
+        if let Some(after) = rest.strip_prefix(close) {
+            return Ok(after);
         }
         if c.is_whitespace() {
             rest = &rest[c.len_utf8()..];

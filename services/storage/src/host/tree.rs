@@ -129,10 +129,13 @@ pub fn copy(from: impl AsFd, to: impl AsFd) -> Result<()> {
     copying.run(from.as_fd(), to.as_fd())
 }
 
+/// A directory and a name in it.
+type FirstName = (Arc<[u8]>, CString);
+
 struct Copying {
     /// Where the first copy of a file with several names is beneath `root`, by device and inode: its directory,
     /// shared by all files in it, and its name. A guest chooses how many and how deep.
-    links: HashMap<(u64, u64), (Arc<[u8]>, CString)>,
+    links: HashMap<(u64, u64), FirstName>,
     root: OwnedFd,
     reflink: bool,
     buffer: Vec<u8>,
