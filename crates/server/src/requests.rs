@@ -79,25 +79,12 @@ impl Requests {
         M: Message + Default + 'static,
         F: Future<Output = Result<M, Error>> + Send + 'static,
     {
-        if !request_id.is_empty()
-            && let Some(bytes) = self
-                .store
-                .finished_request(request_id)
-                .await
-                .map_err(Error::internal)?
-        {
-            return M::decode(bytes.as_slice()).map_err(Error::internal);
-        }
-        let (receiver, key) = self.start(request_id, work);
-        let mut receiver = receiver;
+        let mut receiver = self.start(request_id, work);
         let outcome = receiver
             .wait_for(Option::is_some)
             .await
             .map(|o| o.clone())
             .map_err(|_| Error::internal("the handler ended without an answer"));
-        if !key.is_empty() {
-            self.lock().remove(&key);
-        }
         match outcome? {
             Some(Ok(bytes)) => M::decode(bytes.as_slice()).map_err(Error::internal),
             Some(Err(error)) => Err(error.into()),
@@ -111,37 +98,64 @@ impl Requests {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn start<M, F>(&self, request_id: &str, work: F) -> (watch::Receiver<Outcome>, String)
+    /// Only whoever is in `running` looks for a recorded answer: looking before would miss one that
+    /// is recorded between the look and the start.
+    async fn once<M: Message>(
+        &self,
+        request_id: &str,
+        work: impl Future<Output = Result<M, Error>>,
+    ) -> Result<Vec<u8>, Error> {
+        if !request_id.is_empty()
+            && let Some(answer) = self
+                .store
+                .finished_request(request_id)
+                .await
+                .map_err(Error::internal)?
+        {
+            return Ok(answer);
+        }
+        Ok(work.await?.encode_to_vec())
+    }
+
+    fn start<M, F>(&self, request_id: &str, work: F) -> watch::Receiver<Outcome>
     where
         M: Message + Default + 'static,
         F: Future<Output = Result<M, Error>> + Send + 'static,
     {
         let (sender, receiver) = watch::channel(None);
-        let key = request_id.to_owned();
-        if !key.is_empty() {
+        if !request_id.is_empty() {
             let mut running = self.lock();
-            if let Some(there) = running.get(&key) {
-                return (there.clone(), key);
+            if let Some(there) = running.get(request_id) {
+                return there.clone();
             }
-            running.insert(key.clone(), receiver.clone());
+            running.insert(request_id.to_owned(), receiver.clone());
         }
-        let this = self.clone();
-        let done = key.clone();
+        let place = Place {
+            requests: self.clone(),
+            request_id: request_id.to_owned(),
+        };
         tokio::spawn(
             async move {
-                let outcome = work
-                    .await
-                    .map(|m| m.encode_to_vec())
-                    .map_err(SharedError::from);
-                let _ = sender.send(Some(outcome));
-                // Whoever joined holds a receiver of its own.
-                if !done.is_empty() {
-                    this.lock().remove(&done);
-                }
+                let outcome = place.requests.once(&place.request_id, work).await;
+                let _ = sender.send(Some(outcome.map_err(SharedError::from)));
             }
             .in_current_span(),
         );
-        (receiver, key)
+        receiver
+    }
+}
+
+/// A request's place among those that run; given back also when its work panics.
+struct Place {
+    requests: Requests,
+    request_id: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.request_id.is_empty() {
+            self.requests.lock().remove(&self.request_id);
+        }
     }
 }
 
@@ -202,6 +216,52 @@ mod tests {
             .run::<String, _>("r1", async { Ok("third".to_owned()) })
             .await;
         assert_eq!(kept.unwrap(), "done");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn callers_that_come_while_it_ends_get_its_answer() {
+        let (requests, _dir) = requests().await;
+        for round in 0..100 {
+            let runs = Arc::new(AtomicU32::new(0));
+            let callers = (0..4).map(|_| {
+                let (requests, runs) = (requests.clone(), runs.clone());
+                tokio::spawn(async move {
+                    let id = format!("round-{round}");
+                    let (store, key) = (requests.store.clone(), id.clone());
+                    let work = async move {
+                        let run = runs.fetch_add(1, Ordering::SeqCst);
+                        let answer = format!("run {run}");
+                        let mut tx = store.begin().await.map_err(Error::internal)?;
+                        tx.finish_request(&key, answer.encode_to_vec())
+                            .await
+                            .map_err(Error::internal)?;
+                        tx.commit().await.map_err(Error::internal)?;
+                        Ok(answer)
+                    };
+                    requests.run::<String, _>(&id, work).await.unwrap()
+                })
+            });
+            for answer in futures::future::join_all(callers).await {
+                assert_eq!(answer.unwrap(), "run 0");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_answers_and_does_not_block_a_retry() {
+        let (requests, _dir) = requests().await;
+        let error = requests
+            .run::<String, _>("r3", async {
+                assert_eq!(1 + 1, 3, "arithmetic");
+                Ok(String::new())
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, Code::Internal);
+        let ok = requests
+            .run::<String, _>("r3", async { Ok("fine".to_owned()) })
+            .await;
+        assert_eq!(ok.unwrap(), "fine");
     }
 
     #[tokio::test]

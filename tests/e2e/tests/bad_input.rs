@@ -466,7 +466,7 @@ fn lxc_api_full_pool() {
     let before = everything(&mut rest);
     let pool = json!({"name": "bad-full", "driver": "btrfs", "config": {"size": "256MiB"}});
     rest.change(Method::POST, "/1.0/storage-pools", pool);
-    // A gigabyte of zeros is a megabyte of gzip: also the bomb.
+    // A gigabyte of zeros is a few megabytes of gzip, depending on the library: also the bomb.
     let bomb = archive(|tar| {
         let mut header = Header::new_gnu();
         header.set_path("rootfs/bomb").unwrap();
@@ -476,7 +476,7 @@ fn lxc_api_full_pool() {
         tar.append(&header, std::io::Read::take(std::io::repeat(0), 1 << 30))
             .unwrap();
     });
-    assert!(bomb.len() < 8 << 20, "{} bytes", bomb.len());
+    assert!(bomb.len() < 16 << 20, "{} bytes", bomb.len());
     let fingerprint = rest.upload(bomb).unwrap();
     let source = json!({"type": "image", "fingerprint": fingerprint});
     let root = json!({"root": {"type": "disk", "path": "/", "pool": "bad-full"}});
