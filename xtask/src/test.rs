@@ -83,6 +83,8 @@ struct Counted {
     skipped: u64,
     /// The runner came to its end and was content.
     finished: bool,
+    /// nextest has given its own sum.
+    summed_up: bool,
 }
 
 impl std::fmt::Display for Counted {
@@ -92,6 +94,7 @@ impl std::fmt::Display for Counted {
             failed,
             skipped,
             finished,
+            summed_up: _,
         } = self;
         let run = passed + failed;
         write!(
@@ -165,6 +168,15 @@ impl Counted {
                 .map(|r| r.1),
         };
         let Some(summary) = summary else { return };
+        // nextest shows a failed test's own `test result:` lines too, before and after its summary.
+        if line.starts_with("Summary [") {
+            *self = Self {
+                summed_up: true,
+                ..Self::default()
+            };
+        } else if self.summed_up {
+            return;
+        }
         for part in summary.split([',', ';']) {
             let mut words = part.split_whitespace();
             let count = words.next().and_then(|word| word.parse::<u64>().ok());
@@ -200,8 +212,11 @@ mod tests {
             failed: 3,
             skipped: 4,
             finished: false,
+            summed_up: true,
         };
         assert_eq!(read(&[line]), wanted);
+        let failed = "test result: FAILED. 0 passed; 1 failed; 0 ignored";
+        assert_eq!(read(&[failed, line, failed]), wanted);
         let cut = "Summary [ 1.0s] 5/12 tests run: 5 passed, 0 skipped";
         assert_eq!(read(&[cut]).passed, 5);
     }
@@ -219,6 +234,7 @@ mod tests {
             failed: 1,
             skipped: 1,
             finished: false,
+            summed_up: false,
         };
         assert_eq!(read(&lines), wanted);
     }
