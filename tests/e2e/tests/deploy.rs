@@ -1,0 +1,108 @@
+//! The units and the compose file: their syntax, and that they fit the binaries and one another.
+//! Running them for real needs systemd and a container engine, which these tests do not have.
+#![allow(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_yaml_ng::Value;
+use xtask::sandbox::SERVICES;
+
+fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .canonicalize()
+        .unwrap()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap()
+}
+
+#[test]
+fn systemd_accepts_the_units() {
+    let mut units: Vec<PathBuf> = std::fs::read_dir(root().join("systemd"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| {
+            p.extension()
+                .is_some_and(|e| e == "service" || e == "socket" || e == "target")
+        })
+        .collect();
+    units.sort();
+    assert_eq!(units.len(), 2 * SERVICES.len() + 1);
+    let output = Command::new("systemd-analyze")
+        .arg("verify")
+        .args(&units)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    // The binaries are not installed where the tests run, and other packages' units are not ours.
+    let complaints: Vec<&str> = said
+        .lines()
+        .filter(|l| l.contains("berth"))
+        .filter(|l| !l.contains("is not executable"))
+        .collect();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    for service in SERVICES {
+        let unit = read(&format!("systemd/berth-{service}.service"));
+        assert!(unit.contains(&format!("ExecStart=/usr/bin/berth-{service} --config ")));
+        assert!(unit.contains("Type=notify"));
+        let socket = read(&format!("systemd/berth-{service}.socket"));
+        assert!(socket.contains(&format!("FileDescriptorName=berth-{service}")));
+    }
+}
+
+fn names(value: &Value) -> BTreeSet<String> {
+    let mapping = value.as_mapping().unwrap();
+    mapping
+        .keys()
+        .map(|k| k.as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_compose_file_has_one_role_per_service() {
+    let mut compose: Value = serde_yaml_ng::from_str(&read("docker-compose.yml")).unwrap();
+    compose.apply_merge().unwrap();
+    let services = &compose["services"];
+    let mut wanted: BTreeSet<String> = SERVICES.iter().map(|s| (*s).to_owned()).collect();
+    wanted.insert("collector".to_owned());
+    assert_eq!(names(services), wanted);
+    let volumes = names(&compose["volumes"]);
+    let stages: BTreeSet<String> = read("deploy/Dockerfile")
+        .lines()
+        .filter(|l| l.starts_with("FROM "))
+        .filter_map(|l| l.split(" AS ").nth(1))
+        .map(str::to_owned)
+        .collect();
+    for name in SERVICES {
+        let service = &services[name];
+        assert_eq!(
+            service["restart"].as_str(),
+            Some("unless-stopped"),
+            "{name}"
+        );
+        let target = service["build"]["target"].as_str().unwrap();
+        assert!(stages.contains(target), "{name}: no stage {target}");
+        for volume in service["volumes"].as_sequence().unwrap() {
+            let source = volume.as_str().unwrap().split(':').next().unwrap();
+            let known = source.starts_with('/') || source.starts_with('.');
+            assert!(
+                known || volumes.contains(source),
+                "{name}: no volume {source}"
+            );
+        }
+    }
+    // Whoever needs no root has none.
+    for name in ["image", "gateway"] {
+        assert_eq!(services[name]["user"].as_str(), Some("berth"));
+        assert_eq!(services[name]["cap_drop"][0].as_str(), Some("ALL"));
+    }
+    assert_eq!(
+        services["collector"]["profiles"][0].as_str(),
+        Some("traces")
+    );
+    let collector: Value = serde_yaml_ng::from_str(&read("deploy/collector.yaml")).unwrap();
+    assert!(collector["receivers"]["otlp"]["protocols"]["grpc"].is_mapping());
+}
