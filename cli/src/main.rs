@@ -8,7 +8,7 @@ mod rest;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Runs system containers.
 #[derive(Debug, Parser)]
@@ -31,7 +31,8 @@ enum Command {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = berth_manual::get_matches(Cli::command(), berth_manual::Section::Commands);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let server = rest::Server::new(cli.socket.unwrap_or_else(rest::default_socket));
     let done = match cli.command {
         Command::Admin(command) => admin::run(&server, command).await,

@@ -2,6 +2,7 @@
 //! the benchmark.
 
 pub mod bench;
+pub mod deb;
 pub mod image;
 pub mod packages;
 mod postgres;

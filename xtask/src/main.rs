@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::image::Kind;
 use xtask::sandbox::{DownOptions, Sandbox, UpOptions, down, paths, up};
-use xtask::{bench, image, quickstart, test};
+use xtask::{bench, deb, image, quickstart, test};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and measure Berth")]
@@ -57,6 +57,8 @@ enum Task {
         #[arg(long, value_name = "DIR", default_value_os_t = paths::cache())]
         cache: PathBuf,
     },
+    /// Make Debian packages; prints their files.
+    Deb(deb::Options),
     /// Measure LXD-compatible servers side by side.
     Bench(bench::Options),
 }
@@ -150,6 +152,12 @@ fn run(task: Task) -> Result<()> {
             println!("{}", written.image.display());
             if let Some(rootfs) = written.rootfs {
                 println!("{}", rootfs.display());
+            }
+            Ok(())
+        }
+        Task::Deb(options) => {
+            for file in deb::run(&options)? {
+                println!("{}", file.display());
             }
             Ok(())
         }

@@ -34,6 +34,9 @@ pub const TEST: &[&str] = &[
     "zstd",
 ];
 
+/// To make and check Debian packages.
+pub const DEB: &[&str] = &["binutils", "dpkg-dev", "lintian", "shellcheck"];
+
 /// Installs those that are missing; needs root only when one is.
 pub fn install(wanted: &[&str]) -> Result<()> {
     let missing = missing(wanted)?;

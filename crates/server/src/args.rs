@@ -45,11 +45,11 @@ impl Args {
     /// Reads the command line of the binary `name`, which does `about`; ends the process on bad
     /// usage and on `--help`.
     pub fn parse_for(name: &'static str, about: &'static str) -> Self {
-        let matches = Self::command()
+        let command = Self::command()
             .name(name)
             .about(about)
-            .version(env!("CARGO_PKG_VERSION"))
-            .get_matches();
+            .version(env!("CARGO_PKG_VERSION"));
+        let matches = berth_manual::get_matches(command, berth_manual::Section::Daemons);
         Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
     }
 

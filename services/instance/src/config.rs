@@ -13,6 +13,12 @@ pub const SERVICE: &str = "instance";
 /// Prefix of environment variables that go over the file.
 pub const ENV_PREFIX: &str = "BERTH_INSTANCE";
 
+/// The ids from here up to 2^31 are nobody's by convention: useradd gives subordinate ids below 600,100,000,
+/// LXD takes 1,000,000 to 1,001,000,000, systemd's containers end right before. Above 2^31 programs that take
+/// an id for a signed number go wrong.
+const ID_BASE: u32 = 0x7000_0000;
+const ID_COUNT: u32 = 0x1000_0000;
+
 /// Every key of the file; what is not there has these defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -26,7 +32,7 @@ pub struct Config {
     /// Logs of instances; `logs` in `server.state_dir` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_dir: Option<PathBuf>,
-    /// The `berth-monitor` binary; beside this one when absent.
+    /// The `berth-monitor` binary; beside this one or in `../libexec/berth` from there when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor: Option<PathBuf>,
     /// First host id given to guests, and how many there are.
@@ -59,8 +65,8 @@ impl Default for Config {
             run_dir: PathBuf::from("/run/berth/instances"),
             log_dir: None,
             monitor: None,
-            id_base: 1_000_000,
-            id_count: 1_000_000_000,
+            id_base: ID_BASE,
+            id_count: ID_COUNT,
             id_length: 65_536,
             cgroup_parent: "berth".to_owned(),
             host_mount_ns: None,
@@ -101,13 +107,12 @@ impl Config {
             .unwrap_or_else(|| self.server.state_dir.join("logs"))
     }
 
-    /// The monitor's binary, by default the one installed beside this program.
+    /// The monitor's binary, by default the one built or installed with this program.
     pub fn monitor(&self) -> std::io::Result<PathBuf> {
-        if let Some(path) = &self.monitor {
-            return Ok(path.clone());
+        match &self.monitor {
+            Some(path) => Ok(path.clone()),
+            None => Ok(monitor_of(&std::env::current_exe()?)),
         }
-        let own = std::env::current_exe()?;
-        Ok(own.parent().unwrap_or(Path::new("/")).join("berth-monitor"))
     }
 
     /// What use cases need of it. `unified_parent`: the delegated scope, where there is one.
@@ -128,9 +133,38 @@ impl Config {
     }
 }
 
+/// A build has it beside the service, a package in `libexec`: it is no command for users.
+fn monitor_of(own: &Path) -> PathBuf {
+    let bin = own.parent().unwrap_or(Path::new("/"));
+    let installed = bin
+        .parent()
+        .map(|prefix| prefix.join("libexec/berth/berth-monitor"));
+    let beside = bin.join("berth-monitor");
+    installed
+        .filter(|path| !beside.exists() && path.exists())
+        .unwrap_or(beside)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_monitor_is_found_where_builds_and_packages_put_it() {
+        let prefix = tempfile::tempdir().unwrap();
+        let (bin, libexec) = (
+            prefix.path().join("bin"),
+            prefix.path().join("libexec/berth"),
+        );
+        let own = bin.join("berth-instance");
+        // Nothing there: the error will name the place beside the service.
+        assert_eq!(monitor_of(&own), bin.join("berth-monitor"));
+        for directory in [&libexec, &bin] {
+            std::fs::create_dir_all(directory).unwrap();
+            std::fs::write(directory.join("berth-monitor"), "").unwrap();
+            assert_eq!(monitor_of(&own), directory.join("berth-monitor"));
+        }
+    }
 
     #[test]
     fn defaults_are_valid_and_wrong_values_are_named() {

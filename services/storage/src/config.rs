@@ -29,7 +29,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            blob_roots: Vec::new(),
+            blob_roots: vec![PathBuf::from("/var/lib/berth/image/blobs")],
             node: "local".to_owned(),
             private_mounts: true,
             reconcile_seconds: 60,

@@ -61,7 +61,7 @@ pub fn cached(kind: Kind, cache: &Path) -> Result<PathBuf> {
 }
 
 /// Eight hex digits that stand for these bytes.
-fn short_digest(parts: &[&[u8]]) -> String {
+pub(crate) fn short_digest(parts: &[&[u8]]) -> String {
     let mut digest = <sha2::Sha256 as sha2::Digest>::new();
     for part in parts {
         sha2::Digest::update(&mut digest, part.len().to_le_bytes());

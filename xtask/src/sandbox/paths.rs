@@ -41,30 +41,33 @@ pub const BINARIES: [(&str, &str); 7] = [
 
 /// Builds the binaries and returns the directory they are in.
 pub fn build(release: bool) -> Result<PathBuf> {
+    build_with(if release { "release" } else { "dev" })
+}
+
+/// The same with any profile.
+pub fn build_with(profile: &str) -> Result<PathBuf> {
     let packages: Vec<_> = BINARIES
         .iter()
         .flat_map(|(package, _)| ["--package", package])
         .collect();
-    cargo_build(&packages, release)
+    cargo_build(&packages, profile)
 }
 
 /// The same with the features that the tests' build unifies to, so that nothing is built twice.
 pub fn build_workspace() -> Result<PathBuf> {
-    cargo_build(&["--workspace", "--bins"], false)
+    cargo_build(&["--workspace", "--bins"], "dev")
 }
 
-fn cargo_build(what: &[&str], release: bool) -> Result<PathBuf> {
+fn cargo_build(what: &[&str], profile: &str) -> Result<PathBuf> {
     let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo
         .current_dir(workspace())
-        .args(["build", "--quiet"])
+        .args(["build", "--quiet", "--profile", profile])
         .args(what);
-    if release {
-        cargo.arg("--release");
-    }
     let status = cargo.status().context("cargo")?;
     if !status.success() {
         bail!("cargo build: {status}");
     }
-    Ok(target().join(if release { "release" } else { "debug" }))
+    // Cargo's one exception: the directory of `dev` is `debug`.
+    Ok(target().join(if profile == "dev" { "debug" } else { profile }))
 }
