@@ -1,6 +1,7 @@
 //! The workspace's own tool, and what its tests share with it: images, sandboxes, a REST client,
 //! the benchmark.
 
+pub mod bed;
 pub mod bench;
 pub mod deb;
 pub mod image;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::image::Kind;
 use xtask::sandbox::{DownOptions, Sandbox, UpOptions, down, paths, up};
-use xtask::{bench, deb, image, quickstart, test};
+use xtask::{bed, bench, deb, image, quickstart, test};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and measure Berth")]
@@ -59,6 +59,9 @@ enum Task {
     },
     /// Make Debian packages; prints their files.
     Deb(deb::Options),
+    /// A virtual machine with Debian and systemd, to test in.
+    #[command(subcommand)]
+    Bed(bed::Task),
     /// Measure LXD-compatible servers side by side.
     Bench(bench::Options),
 }
@@ -161,6 +164,7 @@ fn run(task: Task) -> Result<()> {
             }
             Ok(())
         }
+        Task::Bed(task) => bed::run(task),
         Task::Bench(options) => bench::run(&options),
     }
 }

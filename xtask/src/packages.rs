@@ -37,6 +37,16 @@ pub const TEST: &[&str] = &[
 /// To make and check Debian packages.
 pub const DEB: &[&str] = &["binutils", "dpkg-dev", "lintian", "shellcheck"];
 
+/// To make and run the bed.
+pub const BED: &[&str] = &[
+    "binutils",
+    "dpkg-dev",
+    "e2fsprogs",
+    "mmdebstrap",
+    "openssh-client",
+    "qemu-system-x86",
+];
+
 /// Installs those that are missing; needs root only when one is.
 pub fn install(wanted: &[&str]) -> Result<()> {
     let missing = missing(wanted)?;

@@ -15,7 +15,7 @@
 mod config;
 mod namespace;
 pub mod paths;
-mod process;
+pub(crate) mod process;
 mod ready;
 mod teardown;
 

@@ -186,7 +186,7 @@ pub(super) fn stop(pid_file: &Path, program: &Path, how: How) -> Result<bool> {
     bail!("{} ({pid}) does not end", program.display())
 }
 
-fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
+pub(crate) fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
     // SAFETY: the call takes two integers, and the descriptor it returns is nobody else's.
     unsafe {
         match libc::syscall(libc::SYS_pidfd_open, pid, 0) {
@@ -196,12 +196,12 @@ fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
     }
 }
 
-fn ends_within(process: &OwnedFd, patience: Duration) -> Result<bool> {
+pub(crate) fn ends_within(process: &OwnedFd, patience: Duration) -> Result<bool> {
     let mut ready = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     Ok(poll(&mut ready, PollTimeout::try_from(patience)?)? > 0)
 }
 
-fn send(pid: Pid, signal: Signal) -> Result<()> {
+pub(crate) fn send(pid: Pid, signal: Signal) -> Result<()> {
     match kill(pid, signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("signal to {pid}")),
