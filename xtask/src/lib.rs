@@ -4,6 +4,7 @@
 pub mod bed;
 pub mod bench;
 pub mod deb;
+pub mod docs;
 pub mod image;
 pub mod packages;
 mod postgres;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::image::Kind;
 use xtask::sandbox::{DownOptions, Sandbox, UpOptions, down, paths, up};
-use xtask::{bed, bench, deb, image, quickstart, test};
+use xtask::{bed, bench, deb, docs, image, quickstart, test};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and measure Berth")]
@@ -62,6 +62,15 @@ enum Task {
     /// A virtual machine with Debian and systemd, to test in.
     #[command(subcommand)]
     Bed(bed::Task),
+    /// Write the pages that are made from the binaries.
+    Docs {
+        /// Fail when they are not as they would be written.
+        #[arg(long)]
+        check: bool,
+        /// Take the binaries from here and build nothing.
+        #[arg(long, value_name = "DIR")]
+        bin_dir: Option<PathBuf>,
+    },
     /// Measure LXD-compatible servers side by side.
     Bench(bench::Options),
 }
@@ -108,6 +117,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Quickstart(options) => quickstart::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Docs { check, bin_dir } => docs::docs(bin_dir.as_deref(), check),
         Task::Up(options) => {
             let Up {
                 state,
@@ -118,7 +128,7 @@ fn run(task: Task) -> Result<()> {
                 only,
                 extra,
             } = options;
-            let environment = Vec::new();
+            let (environment, listen) = (Vec::new(), Vec::new());
             let options = UpOptions {
                 isolated,
                 release,
@@ -126,6 +136,7 @@ fn run(task: Task) -> Result<()> {
                 bin_dir,
                 only,
                 extra,
+                listen,
                 environment,
             };
             println!("{}", up(&state, &options)?.socket().display());

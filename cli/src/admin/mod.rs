@@ -2,6 +2,7 @@
 
 mod apply;
 mod auto;
+mod certificates;
 mod init;
 mod preseed;
 mod questions;
@@ -23,6 +24,9 @@ pub(crate) enum Command {
     /// Without a flag it asks. It can be run again: what is there already is left as it is, or
     /// updated where a preseed says so.
     Init(Init),
+    /// Certificates for services that are on different hosts.
+    #[command(subcommand)]
+    Certificates(certificates::Command),
     /// Wait until the server answers.
     Waitready {
         /// Seconds to wait; 0 waits for ever.
@@ -72,6 +76,7 @@ pub(crate) struct Init {
 pub(crate) async fn run(server: &Server, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init(flags) => init::run(server, flags).await,
+        Command::Certificates(command) => certificates::run(command),
         Command::Waitready { timeout } => waitready(server, timeout).await,
     }
 }

@@ -7,9 +7,10 @@ mod etag;
 pub mod mask;
 pub mod names;
 pub mod page;
+pub mod tls;
 pub mod trace;
 
-pub use client::{Channel, connect};
+pub use client::{Channel, check_address, connect, connect_with, notice_loss};
 pub use error::{Code, Error, FieldViolation};
 pub use etag::etag;
 

@@ -1,10 +1,8 @@
 use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
-use crate::ConfigError;
+use crate::config::{self, ConfigError, Configuration, Reload};
 
 /// The command line that all five services share.
 #[derive(Debug, Clone, Parser)]
@@ -12,12 +10,15 @@ pub struct Args {
     /// Configuration file (TOML); without it, defaults and the environment.
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Check the configuration and exit.
+    /// Check the configuration and exit: with 0 when it is good, with 2 when it is not.
     #[arg(long)]
     pub check_config: bool,
-    /// Print the configuration in force and exit.
+    /// Print the configuration in force, with where each value comes from, and exit.
     #[arg(long)]
     pub print_config: bool,
+    /// Print every configuration key as a table in Markdown and exit.
+    #[arg(long)]
+    pub print_keys: bool,
     /// A task to do instead of serving.
     #[command(subcommand)]
     pub task: Option<Task>,
@@ -34,12 +35,15 @@ pub enum Task {
 #[derive(Debug)]
 pub enum Startup<C> {
     /// Serve with this configuration.
-    Serve(C),
+    Serve(C, Reload<C>),
     /// Remove what the service made on the host.
     Purge(C),
     /// Everything asked for is done.
     Done,
 }
+
+/// How a service ends whose configuration is wrong; starting it again would not help.
+const WRONG_CONFIG: i32 = 2;
 
 impl Args {
     /// Reads the command line of the binary `name`, which does `about`; ends the process on bad
@@ -53,26 +57,39 @@ impl Args {
         Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
     }
 
-    /// Reads the configuration and does what needs no serving.
-    ///
-    /// # Errors
-    /// When the file or the environment holds something the service doesn't understand.
-    pub fn load<C: DeserializeOwned + Serialize + Default>(
-        &self,
-        env_prefix: &str,
-    ) -> Result<Startup<C>, ConfigError> {
-        let config: C = crate::load(self.config.as_deref(), env_prefix)?;
+    /// Reads the configuration and does what needs no serving. Ends the process, with all that
+    /// is wrong on standard error, when the file or the environment holds something wrong.
+    pub fn load<C: Configuration>(&self) -> Startup<C> {
+        match self.try_load() {
+            Ok(startup) => startup,
+            Err(error) => {
+                eprintln!("{error}");
+                std::process::exit(WRONG_CONFIG);
+            }
+        }
+    }
+
+    fn try_load<C: Configuration>(&self) -> Result<Startup<C>, ConfigError> {
+        if self.print_keys {
+            print(&config::markdown(&config::keys::<C>()));
+            return Ok(Startup::Done);
+        }
+        let loaded = config::load::<C>(self.config.as_deref())?;
         if self.print_config {
-            print(&toml::to_string_pretty(&config).unwrap_or_default());
+            print(&config::print(&loaded)?);
             return Ok(Startup::Done);
         }
         if self.check_config {
             print("configuration is valid\n");
             return Ok(Startup::Done);
         }
+        let config = loaded.config;
         Ok(match self.task {
             Some(Task::Purge) => Startup::Purge(config),
-            None => Startup::Serve(config),
+            None => {
+                let reload = Reload::new(self.config.clone(), config.clone());
+                Startup::Serve(config, reload)
+            }
         })
     }
 }

@@ -3,13 +3,16 @@
 //!
 //! ```ignore
 //! let args = berth_server::Args::parse_for("berth-image", "images");
-//! let config: Config = args.load("BERTH_IMAGE")?;
+//! let Startup::Serve(config, reload) = args.load::<Config>() else { return };
 //! let _telemetry = berth_server::telemetry("berth-image", &config.server)?;
-//! Server::new("berth-image", &config.server).add_service(...).serve().await?;
+//! let server = Server::new("berth-image", &config.server).with_reload(reload);
+//! server.add_service(...).serve().await?;
 //! ```
 
 mod args;
-mod config;
+mod caller;
+mod certificates;
+pub mod config;
 mod events;
 pub mod failpoint;
 mod listen;
@@ -17,11 +20,16 @@ pub mod metrics;
 mod requests;
 mod serve;
 mod telemetry;
+mod tls;
 
 pub use args::{Args, Startup};
-pub use config::{ConfigError, LogConfig, ServerConfig, load};
+pub use config::{
+    ConfigError, Configuration, Findings, Key, Kind, Loaded, LogConfig, Origin, Origins, Problem,
+    Reload, ServerConfig, TlsConfig,
+};
 pub use events::watch_events;
-pub use listen::{Listener, PeerInfo};
+pub use listen::{Accepted, Address, Connection, Listener, PeerInfo, Rules};
 pub use requests::Requests;
 pub use serve::{ServeError, Server, notify_systemd};
-pub use telemetry::{TelemetryGuard, telemetry};
+pub use telemetry::{TelemetryGuard, set_log_level, telemetry};
+pub use tls::{Purpose, ServerTls};

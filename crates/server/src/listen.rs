@@ -1,11 +1,20 @@
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::server::TlsStream;
+
+use crate::tls::{Purpose, ServerTls};
+
+/// How long a peer may take to show its certificate.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Where connections come from.
 #[derive(Debug)]
@@ -14,6 +23,62 @@ pub enum Listener {
     Unix(UnixListener, Option<PathBuf>),
     /// A TCP port.
     Tcp(TcpListener),
+    /// A TCP port where both sides show a certificate.
+    Tls(TcpListener, Arc<ServerTls>, Purpose),
+}
+
+/// What a service's listeners have in common.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Permission bits of unix sockets.
+    pub mode: u32,
+    /// For `tls:` addresses.
+    pub tls: Option<Arc<ServerTls>>,
+    /// Whether `tcp:` may be other than loopback.
+    pub insecure_tcp: bool,
+    /// What connections are for.
+    pub purpose: Purpose,
+}
+
+/// How an address in the configuration is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address<'a> {
+    /// `unix:/path`.
+    Unix(&'a Path),
+    /// `tcp:address:port`.
+    Tcp(&'a str),
+    /// `tls:address:port`.
+    Tls(&'a str),
+}
+
+impl<'a> Address<'a> {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it is of no known form; the sentence says so.
+    pub fn parse(text: &'a str) -> Result<Self, String> {
+        let with_port = |rest: &'a str| {
+            let port = rest.rsplit_once(':');
+            port.filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+                .map(|_| rest)
+                .ok_or_else(|| format!("{text:?}: expected address:port after the scheme"))
+        };
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = Path::new(path);
+            if !path.is_absolute() {
+                return Err(format!("{text:?}: the path is not absolute"));
+            }
+            Ok(Self::Unix(path))
+        } else if let Some(rest) = text.strip_prefix("tcp:") {
+            with_port(rest).map(Self::Tcp)
+        } else if let Some(rest) = text.strip_prefix("tls:") {
+            with_port(rest).map(Self::Tls)
+        } else {
+            Err(format!(
+                "{text:?}: expected unix:/path, tcp:address:port or tls:address:port"
+            ))
+        }
+    }
 }
 
 /// Who is at the other end.
@@ -24,7 +89,9 @@ pub struct PeerInfo {
     /// Of a unix peer.
     pub pid: Option<i32>,
     /// Of a TCP peer.
-    pub address: Option<std::net::SocketAddr>,
+    pub address: Option<SocketAddr>,
+    /// The names in its certificate, where it showed one: URIs, and `dns:NAME`.
+    pub identities: Vec<String>,
 }
 
 /// One connection.
@@ -34,31 +101,89 @@ pub enum Connection {
     Unix(UnixStream),
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A connection whose peer is not yet known to be allowed.
+pub enum Accepted {
+    /// Nothing is left to do.
+    Ready(Connection),
+    /// Certificates have to be shown.
+    Handshake(TcpStream, SocketAddr, tokio_rustls::TlsAcceptor),
+}
+
+impl Accepted {
+    /// Waits until the peer has shown who it is.
+    ///
+    /// # Errors
+    /// When it did not, or is not allowed.
+    pub async fn finish(self) -> io::Result<Connection> {
+        match self {
+            Self::Ready(connection) => Ok(connection),
+            Self::Handshake(stream, peer, acceptor) => {
+                berth_rpc::notice_loss(&stream)?;
+                let named = |error: io::Error| {
+                    io::Error::new(error.kind(), format!("TLS with {peer}: {error}"))
+                };
+                match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                    Ok(done) => Ok(Connection::Tls(Box::new(done.map_err(named)?))),
+                    Err(_) => Err(named(io::ErrorKind::TimedOut.into())),
+                }
+            }
+        }
+    }
 }
 
 impl Listener {
-    /// Binds `unix:/path` or `tcp:address:port`. A socket file that nobody serves is replaced.
+    /// Binds `unix:/path`, `tcp:address:port` or `tls:address:port`. A socket file that nobody
+    /// serves is replaced.
     ///
     /// # Errors
-    /// When the address is malformed or in use.
-    pub async fn bind(address: &str, mode: u32) -> io::Result<Self> {
-        if let Some(path) = address.strip_prefix("unix:") {
-            return bind_unix(Path::new(path), mode).await;
+    /// When the address is malformed, in use, or against the rules.
+    pub async fn bind(address: &str, rules: &Rules) -> io::Result<Self> {
+        let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
+        match Address::parse(address).map_err(invalid)? {
+            Address::Unix(path) => bind_unix(path, rules.mode).await,
+            Address::Tcp(address) => {
+                let targets: Vec<_> = tokio::net::lookup_host(address).await?.collect();
+                for target in &targets {
+                    refuse_plain(*target, rules)?;
+                }
+                Ok(Self::Tcp(TcpListener::bind(targets.as_slice()).await?))
+            }
+            Address::Tls(address) => match &rules.tls {
+                Some(tls) => Ok(Self::Tls(
+                    TcpListener::bind(address).await?,
+                    tls.clone(),
+                    rules.purpose,
+                )),
+                None => Err(invalid("tls: needs the table [server.tls]".to_owned())),
+            },
         }
-        if let Some(address) = address.strip_prefix("tcp:") {
-            return Ok(Self::Tcp(TcpListener::bind(address).await?));
+    }
+
+    /// The address of a port.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Unix(..) => None,
+            Self::Tcp(listener) | Self::Tls(listener, ..) => listener.local_addr().ok(),
         }
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{address:?}: expected unix:/path or tcp:address:port"),
-        ))
+    }
+
+    /// The path of a unix socket.
+    pub fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Unix(listener, _) => Some(listener.local_addr().ok()?.as_pathname()?.to_owned()),
+            Self::Tcp(_) | Self::Tls(..) => None,
+        }
     }
 
     /// Sockets that systemd handed over (`LISTEN_FDS`), by name (`LISTEN_FDNAMES`).
     ///
     /// # Errors
-    /// When a descriptor is no stream socket.
-    pub fn from_systemd(name: &str) -> io::Result<Vec<Self>> {
+    /// When a descriptor is no stream socket, or a port is against the rules.
+    pub fn from_systemd(name: &str, rules: &Rules) -> io::Result<Vec<Self>> {
         let pid = std::env::var("LISTEN_PID")
             .ok()
             .and_then(|p| p.parse::<u32>().ok());
@@ -89,7 +214,15 @@ impl Listener {
                 } else {
                     let listener = std::net::TcpListener::from(owned);
                     listener.set_nonblocking(true)?;
-                    Self::Tcp(TcpListener::from_std(listener)?)
+                    let address = listener.local_addr()?;
+                    let listener = TcpListener::from_std(listener)?;
+                    match &rules.tls {
+                        Some(tls) => Self::Tls(listener, tls.clone(), rules.purpose),
+                        None => {
+                            refuse_plain(address, rules)?;
+                            Self::Tcp(listener)
+                        }
+                    }
                 },
             );
         }
@@ -100,16 +233,37 @@ impl Listener {
     ///
     /// # Errors
     /// As accept(2).
-    pub async fn accept(&self) -> io::Result<Connection> {
+    pub async fn accept(&self) -> io::Result<Accepted> {
         match self {
-            Self::Unix(listener, _) => Ok(Connection::Unix(listener.accept().await?.0)),
+            Self::Unix(listener, _) => Ok(Accepted::Ready(Connection::Unix(
+                listener.accept().await?.0,
+            ))),
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Connection::Tcp(stream))
+                Ok(Accepted::Ready(Connection::Tcp(stream)))
+            }
+            Self::Tls(listener, tls, purpose) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Accepted::Handshake(stream, peer, tls.acceptor(*purpose)))
             }
         }
     }
+}
+
+/// Whoever reaches a plain port controls the service; metrics can only be read.
+fn refuse_plain(address: SocketAddr, rules: &Rules) -> io::Result<()> {
+    if address.ip().is_loopback() || rules.insecure_tcp || rules.purpose == Purpose::Metrics {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "{address} is not loopback, and whoever reaches it over plain tcp: would control this \
+             service; use tls: or set server.insecure_tcp"
+        ),
+    ))
 }
 
 impl Drop for Listener {
@@ -149,13 +303,25 @@ impl tonic::transport::server::Connected for Connection {
                 |cred| PeerInfo {
                     uid: Some(cred.uid()),
                     pid: cred.pid(),
-                    address: None,
+                    ..PeerInfo::default()
                 },
             ),
             Self::Tcp(stream) => PeerInfo {
                 address: stream.peer_addr().ok(),
                 ..PeerInfo::default()
             },
+            Self::Tls(stream) => {
+                let (tcp, session) = stream.get_ref();
+                let chain = session.peer_certificates().unwrap_or_default();
+                PeerInfo {
+                    address: tcp.peer_addr().ok(),
+                    identities: chain
+                        .first()
+                        .map(|c| berth_rpc::tls::identities(c))
+                        .unwrap_or_default(),
+                    ..PeerInfo::default()
+                }
+            }
         }
     }
 }
@@ -169,6 +335,7 @@ impl AsyncRead for Connection {
         match self.get_mut() {
             Self::Unix(s) => Pin::new(s).poll_read(cx, buf),
             Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Tls(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 }
@@ -182,6 +349,7 @@ impl AsyncWrite for Connection {
         match self.get_mut() {
             Self::Unix(s) => Pin::new(s).poll_write(cx, buf),
             Self::Tcp(s) => Pin::new(s).poll_write(cx, buf),
+            Self::Tls(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
@@ -189,6 +357,7 @@ impl AsyncWrite for Connection {
         match self.get_mut() {
             Self::Unix(s) => Pin::new(s).poll_flush(cx),
             Self::Tcp(s) => Pin::new(s).poll_flush(cx),
+            Self::Tls(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
@@ -196,6 +365,7 @@ impl AsyncWrite for Connection {
         match self.get_mut() {
             Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
             Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
 
@@ -207,6 +377,7 @@ impl AsyncWrite for Connection {
         match self.get_mut() {
             Self::Unix(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Self::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Self::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -214,6 +385,7 @@ impl AsyncWrite for Connection {
         match self {
             Self::Unix(s) => s.is_write_vectored(),
             Self::Tcp(s) => s.is_write_vectored(),
+            Self::Tls(s) => s.is_write_vectored(),
         }
     }
 }

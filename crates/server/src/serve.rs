@@ -2,6 +2,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,14 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::Service;
 
-use crate::{Listener, ServerConfig};
+use berth_rpc::tls::ClientTls;
+
+use crate::caller::CallerLayer;
+use crate::certificates::Certificates;
+use crate::config::Reloading;
+use crate::listen::{Accepted, Connection, Rules};
+use crate::tls::{Purpose, ServerTls};
+use crate::{ConfigError, Configuration, Listener, Reload, ServerConfig};
 
 /// Why a service stopped serving.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +44,9 @@ pub enum ServeError {
     /// A configuration value is wrong.
     #[error("{0}")]
     Config(String),
+    /// A certificate can't be used.
+    #[error("server.tls: {0}")]
+    Tls(#[from] berth_rpc::tls::TlsError),
 }
 
 /// A gRPC server with health, reflection, traces, metrics and an orderly end.
@@ -45,6 +57,8 @@ pub struct Server {
     health: tonic_health::server::HealthReporter,
     names: Vec<&'static str>,
     shutdown: CancellationToken,
+    client_tls: Option<Arc<ClientTls>>,
+    reload: Option<Arc<dyn Reloading>>,
 }
 
 impl std::fmt::Debug for Server {
@@ -78,7 +92,23 @@ impl Server {
             health,
             names: Vec::new(),
             shutdown: CancellationToken::new(),
+            client_tls: None,
+            reload: None,
         }
+    }
+
+    /// On SIGHUP the configuration is read again, and what may change at run time is taken up.
+    #[must_use]
+    pub fn with_reload<C: Configuration>(mut self, reload: Reload<C>) -> Self {
+        self.reload = Some(Arc::new(reload));
+        self
+    }
+
+    /// The certificate that this service calls others with is looked after as its own is.
+    #[must_use]
+    pub fn with_client_tls(mut self, tls: Option<Arc<ClientTls>>) -> Self {
+        self.client_tls = tls;
+        self
     }
 
     /// Adds a service; its health is SERVING from the moment [`Server::serve`] accepts.
@@ -109,17 +139,33 @@ impl Server {
     /// # Errors
     /// When it can't listen.
     pub async fn serve(self) -> Result<(), ServeError> {
-        let mode = u32::from_str_radix(&self.config.socket_mode, 8).map_err(|_| {
-            ServeError::Config(format!(
-                "server.socket_mode: {:?} is not octal",
-                self.config.socket_mode
-            ))
-        })?;
-        let listeners = listeners(self.name, &self.config, mode).await?;
+        let mode = self.config.mode();
+        let mode = mode.map_err(|e| ServeError::Config(format!("server.socket_mode: {e}")))?;
+        let tls = self.config.tls.as_ref().map(ServerTls::open).transpose()?;
+        let rules = Rules {
+            mode,
+            tls: tls.clone(),
+            insecure_tcp: self.config.insecure_tcp,
+            purpose: Purpose::Grpc,
+        };
+        let listeners = listeners(self.name, &self.config, &rules).await?;
         let token = self.shutdown.clone();
         watch_signals(token.clone());
+        let certificates = Certificates::new(tls, self.client_tls);
+        tokio::spawn(certificates.clone().watch(token.clone()));
+        let drain = Arc::new(AtomicU64::new(self.config.drain_seconds));
+        let hangups = Hangups {
+            reload: self.reload,
+            certificates,
+            drain: drain.clone(),
+        };
+        hangups.watch()?;
         if let Some(address) = &self.config.metrics_listen {
-            serve_metrics(address, mode, token.clone()).await?;
+            let rules = Rules {
+                purpose: Purpose::Metrics,
+                ..rules
+            };
+            serve_metrics(address, &rules, token.clone()).await?;
         }
         let (sender, incoming) = tokio::sync::mpsc::channel(32);
         for listener in listeners {
@@ -135,6 +181,7 @@ impl Server {
         let server = tonic::transport::Server::builder()
             .layer(berth_rpc::trace::TraceLayer)
             .layer(MetricsLayer)
+            .layer(CallerLayer::new(&self.config.gateway_user))
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_routes(routes)
@@ -144,11 +191,16 @@ impl Server {
             );
         notify_systemd("READY=1");
         tracing::info!(listen = ?self.config.listen, "{} serves", self.name);
-        let drain = Duration::from_secs(self.config.drain_seconds);
+        let drained = async {
+            token.cancelled().await;
+            let seconds = drain.load(Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            seconds
+        };
         tokio::select! {
             done = server => done?,
-            () = async { token.cancelled().await; tokio::time::sleep(drain).await } => {
-                tracing::warn!("calls were still under way after {}s", drain.as_secs());
+            seconds = drained => {
+                tracing::warn!("calls were still under way after {seconds}s");
             }
         }
         Ok(())
@@ -158,23 +210,27 @@ impl Server {
 async fn listeners(
     name: &str,
     config: &ServerConfig,
-    mode: u32,
+    rules: &Rules,
 ) -> Result<Vec<Listener>, ServeError> {
-    let mut all = Listener::from_systemd(name).map_err(|source| ServeError::Listen {
+    let mut all = Listener::from_systemd(name, rules).map_err(|source| ServeError::Listen {
         address: "LISTEN_FDS".to_owned(),
         source,
     })?;
-    if all.is_empty() {
-        for address in &config.listen {
-            all.push(
-                Listener::bind(address, mode)
-                    .await
-                    .map_err(|source| ServeError::Listen {
-                        address: address.clone(),
-                        source,
-                    })?,
-            );
+    let handed: Vec<_> = all.iter().filter_map(Listener::path).collect();
+    for address in &config.listen {
+        // systemd's unit and the file name the same socket by default.
+        let path = address.strip_prefix("unix:").map(std::path::Path::new);
+        if path.is_some_and(|path| handed.iter().any(|h| h == path)) {
+            continue;
         }
+        all.push(
+            Listener::bind(address, rules)
+                .await
+                .map_err(|source| ServeError::Listen {
+                    address: address.clone(),
+                    source,
+                })?,
+        );
     }
     if all.is_empty() {
         Err(ServeError::NoListener)
@@ -183,21 +239,41 @@ async fn listeners(
     }
 }
 
+/// Connections of one listener whose peers are still to show a certificate.
+const HANDSHAKES: usize = 256;
+
 async fn accept(
     listener: Listener,
-    sender: tokio::sync::mpsc::Sender<Result<crate::listen::Connection, io::Error>>,
+    sender: tokio::sync::mpsc::Sender<Result<Connection, io::Error>>,
     token: CancellationToken,
 ) {
+    let handshakes = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = token.cancelled() => return,
         };
         match accepted {
-            Ok(connection) => {
+            Ok(Accepted::Ready(connection)) => {
                 if sender.send(Ok(connection)).await.is_err() {
                     return;
                 }
+            }
+            Ok(waiting @ Accepted::Handshake(..)) => {
+                let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+                    tracing::warn!(
+                        "a connection was refused: {HANDSHAKES} others show no certificate"
+                    );
+                    continue;
+                };
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    match waiting.finish().await {
+                        Ok(connection) => drop(sender.send(Ok(connection)).await),
+                        Err(error) => tracing::warn!(%error, "a peer was refused"),
+                    }
+                    drop(permit);
+                });
             }
             Err(error) => {
                 // Out of descriptors: going round at once would only burn the processor.
@@ -223,6 +299,66 @@ fn watch_signals(token: CancellationToken) {
     });
 }
 
+/// What SIGHUP does.
+struct Hangups {
+    reload: Option<Arc<dyn Reloading>>,
+    certificates: Certificates,
+    drain: Arc<AtomicU64>,
+}
+
+impl Hangups {
+    /// Until the process ends: a SIGHUP that nobody watches would end it.
+    fn watch(self) -> Result<(), ServeError> {
+        let mut hangups = signal(SignalKind::hangup())
+            .map_err(|e| ServeError::Config(format!("SIGHUP can't be watched: {e}")))?;
+        let this = Arc::new(self);
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                notify_systemd(&reloading());
+                // Files may be on a slow disk.
+                let this = this.clone();
+                if let Err(error) = tokio::task::spawn_blocking(move || this.reload()).await {
+                    tracing::error!(%error, "reloading");
+                }
+                notify_systemd("READY=1");
+            }
+        });
+        Ok(())
+    }
+
+    fn reload(&self) {
+        if let Some(reload) = &self.reload {
+            match reload.reload() {
+                Ok(config) => self.take_up(&config),
+                Err(ConfigError::Wrong(problems)) => {
+                    for problem in problems {
+                        tracing::error!(%problem, "the old configuration stays in force");
+                    }
+                }
+                Err(error) => tracing::error!(%error, "the old configuration stays in force"),
+            }
+        }
+        self.certificates.refresh();
+    }
+
+    fn take_up(&self, config: &ServerConfig) {
+        if let Err(error) = crate::set_log_level(&config.log.level) {
+            tracing::error!(%error, "the old log level stays in force");
+        }
+        self.drain.store(config.drain_seconds, Ordering::Relaxed);
+        if let Some(tls) = &config.tls {
+            self.certificates.allow(tls);
+        }
+    }
+}
+
+/// systemd takes a READY=1 for the end of this reload only when it knows when that began.
+fn reloading() -> String {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let usec = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+    format!("RELOADING=1\nMONOTONIC_USEC={usec}")
+}
+
 /// Tells systemd a state (`READY=1`), where it listens.
 pub fn notify_systemd(state: &str) {
     use std::os::unix::net::UnixDatagram;
@@ -245,10 +381,10 @@ pub fn notify_systemd(state: &str) {
 
 async fn serve_metrics(
     address: &str,
-    mode: u32,
+    rules: &Rules,
     token: CancellationToken,
 ) -> Result<(), ServeError> {
-    let listener = Listener::bind(address, mode)
+    let listener = Listener::bind(address, rules)
         .await
         .map_err(|source| ServeError::Listen {
             address: address.to_owned(),
@@ -268,12 +404,19 @@ async fn serve_metrics(
     );
     tokio::spawn(async move {
         loop {
-            let connection = tokio::select! {
-                Ok(connection) = listener.accept() => connection,
+            let accepted = tokio::select! {
+                Ok(accepted) = listener.accept() => accepted,
                 () = token.cancelled() => return,
             };
             let app = app.clone();
             tokio::spawn(async move {
+                let connection = match accepted.finish().await {
+                    Ok(connection) => connection,
+                    Err(error) => {
+                        tracing::warn!(%error, "a reader of metrics was refused");
+                        return;
+                    }
+                };
                 let service = hyper_util::service::TowerToHyperService::new(app);
                 let io = hyper_util::rt::TokioIo::new(connection);
                 // A scraper that goes away is no fault of ours.

@@ -1,4 +1,5 @@
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::WithExportConfig;
@@ -7,9 +8,32 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, reload};
 
 use crate::{ConfigError, ServerConfig};
+
+/// Changes which log lines are written.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+/// Of this process, once [`telemetry`] was set up.
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// The SDK speaks of itself at info; whoever wants that names it first.
+fn log_filter(level: &str) -> Result<EnvFilter, ConfigError> {
+    EnvFilter::try_new(format!("opentelemetry=warn,{level}"))
+        .map_err(|e| ConfigError::Value(format!("server.log.level: {e}")))
+}
+
+/// Writes log lines of `level` from now on, a level or a filter.
+///
+/// # Errors
+/// When it is neither, or logs are not set up.
+pub fn set_log_level(level: &str) -> Result<(), ConfigError> {
+    let set = SET_FILTER
+        .get()
+        .ok_or_else(|| ConfigError::Value("logs are not set up".to_owned()))?;
+    set(log_filter(level)?).map_err(ConfigError::Value)
+}
 
 /// Sends what spans are left when it is dropped.
 #[derive(Debug)]
@@ -32,9 +56,7 @@ impl Drop for TelemetryGuard {
 /// # Errors
 /// When the level, the format or the endpoint is malformed.
 pub fn telemetry(service: &str, config: &ServerConfig) -> Result<TelemetryGuard, ConfigError> {
-    // The SDK speaks of itself at info; whoever wants that names it first.
-    let filter = EnvFilter::try_new(format!("opentelemetry=warn,{}", config.log.level))
-        .map_err(|e| ConfigError::Value(format!("server.log.level: {e}")))?;
+    let (filter, handle) = reload::Layer::new(log_filter(&config.log.level)?);
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let provider = provider(service)?;
     // Without an exporter spans still get ids, so that log lines and operations carry them.
@@ -71,6 +93,10 @@ pub fn telemetry(service: &str, config: &ServerConfig) -> Result<TelemetryGuard,
         .with(logs)
         .try_init()
         .map_err(|e| ConfigError::Value(format!("telemetry was set up before: {e}")))?;
+    // Set once: `try_init` above fails for the second caller.
+    let _ = SET_FILTER.set(Box::new(move |filter| {
+        handle.reload(filter).map_err(|e| e.to_string())
+    }));
     opentelemetry::global::set_tracer_provider(tracer_provider);
     Ok(TelemetryGuard { provider })
 }

@@ -45,6 +45,7 @@ pub mod rest;
 use std::sync::Arc;
 
 use berth_rpc::Error;
+use berth_rpc::tls::ClientTls;
 use berth_store::Store;
 
 /// Whose operations are whose, where several gateways share a database; there is one.
@@ -73,8 +74,12 @@ impl Gateway {
     ///
     /// # Errors
     /// When an address is malformed.
-    pub fn open(store: Store, services: &config::Services) -> Result<App, Error> {
-        Ok(Self::over(store, clients::Owners::connect(services)?))
+    pub fn open(
+        store: Store,
+        services: &config::Services,
+        tls: Option<&Arc<ClientTls>>,
+    ) -> Result<App, Error> {
+        Ok(Self::over(store, clients::Owners::connect(services, tls)?))
     }
 
     /// Over owners reached some other way, e.g. in memory.

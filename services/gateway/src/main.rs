@@ -14,8 +14,8 @@ async fn main() -> anyhow::Result<()> {
         "berth-gateway",
         "Presents LXD's API and coordinates the other services",
     );
-    let config: Config = match args.load("BERTH_GATEWAY")? {
-        Startup::Serve(config) => config,
+    let (config, reload): (Config, _) = match args.load() {
+        Startup::Serve(config, reload) => (config, reload),
         // What this service keeps are records of operations; nothing outside its state directory.
         Startup::Purge(_) | Startup::Done => return Ok(()),
     };
@@ -31,12 +31,16 @@ async fn main() -> anyhow::Result<()> {
     let store = Store::open(&database, &[berth_operations::MIGRATION])
         .await
         .context("opening the database")?;
-    let app = Gateway::open(store.clone(), &config.services)?;
+    let tls = config.services.tls.as_ref().map(|tls| tls.open());
+    let tls = tls.transpose().context("services.tls")?;
+    let app = Gateway::open(store.clone(), &config.services, tls.as_ref())?;
     app.begin().await?;
     let listener = rest::listen::Listener::bind(&config.rest_socket, config.rest_group.as_deref())
         .with_context(|| format!("listening on {}", config.rest_socket.display()))?;
     let durable = app.operations.durable().clone();
     let server = Server::new("berth-gateway", &config.server)
+        .with_client_tls(tls)
+        .with_reload(reload)
         .add_service(grpc::gateway_server(app.clone()))
         .add_service(berth_operations::longrunning_server(durable.clone()))
         .add_service(berth_operations::watch_server(durable.clone()));

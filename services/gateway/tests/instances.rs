@@ -68,6 +68,37 @@ async fn answers_have_seven_keys_in_lxds_order() {
 }
 
 #[tokio::test]
+async fn an_image_on_another_host_is_carried_to_storage_once() {
+    let bed = Bed::new();
+    let client = client(&bed).await;
+    bed.fakes.storage.0.lock().apart = true;
+    client.create("c1").await;
+    client.create("c2").await;
+    let state = bed.fakes.storage.0.lock();
+    let received: Vec<_> = state.received.values().map(Vec::as_slice).collect();
+    assert_eq!(received, [b"IMAGE bb"]);
+}
+
+#[tokio::test]
+async fn why_an_image_could_not_be_carried_is_told() {
+    let bed = Bed::new();
+    let client = client(&bed).await;
+    bed.fakes.storage.0.lock().apart = true;
+    let fingerprint = bed.fakes.image.put(b"IMAGE lost");
+    bed.fakes.image.0.lock().damaged = Some(fingerprint.clone());
+    let body = json!({"name": "c1", "source": {"type": "image", "fingerprint": fingerprint}});
+    let operation = client.run("POST", "/1.0/instances", body).await;
+    assert_eq!(operation["status_code"], 400, "{operation}");
+    // The sentence of an internal error is told to no user; that it is not storage's shows.
+    assert!(
+        !operation["err"].as_str().unwrap().contains("announced"),
+        "{operation}"
+    );
+    let state = bed.fakes.storage.0.lock();
+    assert!(state.volumes.is_empty(), "{:?}", state.volumes);
+}
+
+#[tokio::test]
 async fn unknown_paths_and_methods_are_refused_in_lxds_words() {
     let bed = Bed::new();
     let client = client(&bed).await;

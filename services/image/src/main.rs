@@ -12,8 +12,8 @@ async fn main() -> anyhow::Result<()> {
         "berth-image",
         "Keeps images: their bytes, properties and aliases",
     );
-    let config: Config = match args.load("BERTH_IMAGE")? {
-        Startup::Serve(config) => config,
+    let (config, reload): (Config, _) = match args.load() {
+        Startup::Serve(config, reload) => (config, reload),
         Startup::Purge(config) => return berth_image::purge(&config).await.context("purging"),
         Startup::Done => return Ok(()),
     };
@@ -31,7 +31,9 @@ async fn main() -> anyhow::Result<()> {
     let app = App::open(&config, store)
         .await
         .context("opening the images")?;
+    app.follow(reload.subscribe());
     let served = Server::new("berth-image", &config.server)
+        .with_reload(reload)
         .add_service(ImageApi::new(app.clone()).into_server())
         .serve()
         .await;

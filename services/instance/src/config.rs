@@ -3,15 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_server::ServerConfig;
+use berth_server::{Configuration, Findings, ServerConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::app::Settings;
 
 /// Name of the service's socket and directory.
 pub const SERVICE: &str = "instance";
-/// Prefix of environment variables that go over the file.
-pub const ENV_PREFIX: &str = "BERTH_INSTANCE";
 
 /// The ids from here up to 2^31 are nobody's by convention: useradd gives subordinate ids below 600,100,000,
 /// LXD takes 1,000,000 to 1,001,000,000, systemd's containers end right before. Above 2^31 programs that take
@@ -20,9 +19,10 @@ const ID_BASE: u32 = 0x7000_0000;
 const ID_COUNT: u32 = 0x1000_0000;
 
 /// Every key of the file; what is not there has these defaults.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// What all services have.
     pub server: ServerConfig,
     /// Rows of a shared database that are this host's; the hostname when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,8 +35,9 @@ pub struct Config {
     /// The `berth-monitor` binary; beside this one or in `../libexec/berth` from there when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor: Option<PathBuf>,
-    /// First host id given to guests, and how many there are.
+    /// First host id given to guests.
     pub id_base: u32,
+    /// How many host ids there are for guests.
     pub id_count: u32,
     /// Ids of one guest, unless `security.idmap.size` says otherwise.
     pub id_length: u32,
@@ -80,27 +81,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What is wrong with it, as a sentence that names the key.
-    pub fn check(&self) -> Result<(), String> {
-        if self.id_base < 65_536 {
-            return Err("id_base: the first 65536 ids are the host's own".to_owned());
-        }
-        if self.id_base.checked_add(self.id_count).is_none() {
-            return Err("id_count: the range ends beyond the last id".to_owned());
-        }
-        if !(1..=self.id_count).contains(&self.id_length) {
-            return Err("id_length: no guest fits into id_count".to_owned());
-        }
-        let plain = |part: &str| !matches!(part, "" | "." | "..");
-        if !self.cgroup_parent.split('/').all(plain) {
-            return Err("cgroup_parent: not a plain relative path".to_owned());
-        }
-        if !self.run_dir.is_absolute() {
-            return Err("run_dir: not an absolute path".to_owned());
-        }
-        Ok(())
-    }
-
     pub fn log_dir(&self) -> PathBuf {
         self.log_dir
             .clone()
@@ -145,6 +125,56 @@ fn monitor_of(own: &Path) -> PathBuf {
         .unwrap_or(beside)
 }
 
+impl Configuration for Config {
+    const VARIABLES: &'static str = "BERTH_INSTANCE";
+
+    fn server(&self) -> &ServerConfig {
+        &self.server
+    }
+
+    fn check_own(&self, findings: &mut Findings) {
+        findings.ensure(
+            "id_base",
+            self.id_base >= 65_536,
+            "the first 65536 ids are the host's own",
+        );
+        findings.ensure(
+            "id_count",
+            self.id_base.checked_add(self.id_count).is_some(),
+            "the range ends beyond the last id",
+        );
+        findings.ensure(
+            "id_length",
+            (1..=self.id_count).contains(&self.id_length),
+            "no guest fits into id_count",
+        );
+        let plain = |part: &str| !matches!(part, "" | "." | "..");
+        findings.ensure(
+            "cgroup_parent",
+            self.cgroup_parent.split('/').all(plain),
+            "not a plain relative path",
+        );
+        findings.absolute("run_dir", &self.run_dir);
+        if let Some(dir) = &self.log_dir {
+            findings.absolute("log_dir", dir);
+        }
+        if let Some(monitor) = &self.monitor {
+            findings.absolute("monitor", monitor);
+        }
+        if !self.lxcfs_dir.as_os_str().is_empty() {
+            findings.absolute("lxcfs_dir", &self.lxcfs_dir);
+        }
+        if let Some(node) = &self.node {
+            findings.ensure("node", !node.is_empty(), "must not be empty");
+        }
+        findings.ensure(
+            "autostart_parallel",
+            self.autostart_parallel > 0,
+            "no guest would start",
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,7 +198,12 @@ mod tests {
 
     #[test]
     fn defaults_are_valid_and_wrong_values_are_named() {
-        assert_eq!(Config::default().check(), Ok(()));
+        let found = |config: &Config| {
+            let mut findings = Findings::default();
+            config.check(&mut findings);
+            findings.keys().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(found(&Config::default()).is_empty());
         for (change, key) in [
             (
                 (|c: &mut Config| c.id_base = 0) as fn(&mut Config),
@@ -178,10 +213,11 @@ mod tests {
             (|c| c.id_length = 0, "id_length"),
             (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
             (|c| c.run_dir = "run".into(), "run_dir"),
+            (|c| c.autostart_parallel = 0, "autostart_parallel"),
         ] {
             let mut config = Config::default();
             change(&mut config);
-            assert!(config.check().unwrap_err().starts_with(key));
+            assert_eq!(found(&config), [key]);
         }
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use berth_instance::app::{self, App};
-use berth_instance::config::{Config, ENV_PREFIX};
+use berth_instance::config::Config;
 use berth_instance::host::facts::Facts;
 use berth_instance::runtime::host::Host;
 use berth_instance::runtime::{Runtime, scope};
 use berth_instance::store::Records;
 use berth_instance::{grpc, host};
-use berth_server::{Args, Server, Startup};
+use berth_server::{Args, Reload, Server, Startup};
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(scope::HOLDER) {
@@ -31,21 +31,18 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let startup = args.load::<Config>(ENV_PREFIX)?;
-    let (config, purge) = match startup {
-        Startup::Serve(config) => (config, false),
-        Startup::Purge(config) => (config, true),
+    let (config, reload): (Config, _) = match args.load() {
+        Startup::Serve(config, reload) => (config, Some(reload)),
+        Startup::Purge(config) => (config, None),
         Startup::Done => return Ok(()),
     };
-    config.check().map_err(anyhow::Error::msg)?;
     let threads = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     threads.block_on(async {
-        if purge {
-            remove_all(&config).await
-        } else {
-            serve(config).await
+        match reload {
+            None => remove_all(&config).await,
+            Some(reload) => serve(config, reload).await,
         }
     })
 }
@@ -64,7 +61,7 @@ fn monitors(config: &Config, unified_parent: Option<&str>) -> anyhow::Result<Hos
         .with_context(|| format!("making {}", config.run_dir.display()))
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, reload: Reload<Config>) -> anyhow::Result<()> {
     let _telemetry = berth_server::telemetry("berth-instance", &config.server)?;
     let facts = Facts::read().context("reading facts of the host")?;
     let unified = scope::for_guests(&config).await?;
@@ -88,9 +85,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             Err(error) => tracing::error!(%error, "autostart"),
         }
     });
-    grpc::serve(Server::new("berth-instance", &config.server), app)
-        .serve()
-        .await?;
+    let server = Server::new("berth-instance", &config.server).with_reload(reload);
+    grpc::serve(server, app).serve().await?;
     Ok(())
 }
 

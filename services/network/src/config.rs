@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use berth_server::{ConfigError, ServerConfig};
+use berth_server::{Configuration, Findings, ServerConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::host::HostConfig;
 
 /// `berth-network`'s TOML. Each key has a default.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// What all services have.
@@ -46,10 +47,25 @@ impl Default for Config {
 
 impl Config {
     /// The host's side of it.
-    ///
-    /// # Errors
-    /// When a value is wrong.
-    pub fn host(&self) -> Result<HostConfig, ConfigError> {
+    pub fn host(&self) -> HostConfig {
+        let dir = self.dnsmasq_dir.clone();
+        HostConfig {
+            prefix: self.table_prefix.clone(),
+            dnsmasq: self.dnsmasq.clone(),
+            dnsmasq_user: self.dnsmasq_user.clone(),
+            dnsmasq_dir: dir.unwrap_or_else(|| self.server.state_dir.join("dnsmasq")),
+        }
+    }
+}
+
+impl Configuration for Config {
+    const VARIABLES: &'static str = "BERTH_NETWORK";
+
+    fn server(&self) -> &ServerConfig {
+        &self.server
+    }
+
+    fn check_own(&self, findings: &mut Findings) {
         let prefix = &self.table_prefix;
         let fits = (1..=32).contains(&prefix.len())
             && prefix.starts_with(|c: char| c.is_ascii_lowercase())
@@ -57,21 +73,20 @@ impl Config {
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         if !fits {
-            return Err(ConfigError::Value(format!(
-                "table_prefix: {prefix:?} is not 1 to 32 of [a-z0-9_] with a letter in front"
-            )));
+            findings.add(
+                "table_prefix",
+                format!("{prefix:?} is not 1 to 32 of [a-z0-9_] with a letter in front"),
+            );
         }
-        if self.reconcile_seconds == 0 {
-            return Err(ConfigError::Value(
-                "reconcile_seconds: must be at least 1".to_owned(),
-            ));
+        findings.ensure("node", !self.node.is_empty(), "must not be empty");
+        findings.absolute("dnsmasq", &self.dnsmasq);
+        if let Some(dir) = &self.dnsmasq_dir {
+            findings.absolute("dnsmasq_dir", dir);
         }
-        let dir = self.dnsmasq_dir.clone();
-        Ok(HostConfig {
-            prefix: prefix.clone(),
-            dnsmasq: self.dnsmasq.clone(),
-            dnsmasq_user: self.dnsmasq_user.clone(),
-            dnsmasq_dir: dir.unwrap_or_else(|| self.server.state_dir.join("dnsmasq")),
-        })
+        findings.ensure(
+            "reconcile_seconds",
+            self.reconcile_seconds > 0,
+            "must be at least 1",
+        );
     }
 }

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use berth_server::ServerConfig;
+use berth_server::{Configuration, Findings, ServerConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::source::Limits;
 
 /// `berth-storage`'s TOML file; `BERTH_STORAGE__BLOB_ROOTS=...` overrides a key.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Directories beneath which image blobs may be read; absolute. Empty = no images.
@@ -36,5 +37,35 @@ impl Default for Config {
             unpack: Limits::default(),
             server: ServerConfig::for_service("storage"),
         }
+    }
+}
+
+impl Configuration for Config {
+    const VARIABLES: &'static str = "BERTH_STORAGE";
+
+    fn server(&self) -> &ServerConfig {
+        &self.server
+    }
+
+    fn check_own(&self, findings: &mut Findings) {
+        for (index, root) in self.blob_roots.iter().enumerate() {
+            findings.absolute(&format!("blob_roots[{index}]"), root);
+        }
+        findings.ensure("node", !self.node.is_empty(), "must not be empty");
+        let at_least_one = "must be at least 1";
+        findings.ensure(
+            "reconcile_seconds",
+            self.reconcile_seconds > 0,
+            at_least_one,
+        );
+        let unpack = &self.unpack;
+        findings.ensure("unpack.max_bytes", unpack.max_bytes > 0, at_least_one);
+        findings.ensure("unpack.max_entries", unpack.max_entries > 0, at_least_one);
+        findings.ensure("unpack.max_ratio", unpack.max_ratio > 0, at_least_one);
+        findings.ensure(
+            "unpack.max_metadata_bytes",
+            unpack.max_metadata_bytes > 0,
+            at_least_one,
+        );
     }
 }

@@ -16,6 +16,9 @@ pub enum Error {
         /// Sentence.
         message: String,
     },
+    /// An image's bytes are not on this host, or not where this service may read.
+    #[error("{0}")]
+    Elsewhere(String),
     /// What an image holds is refused.
     #[error("image is refused: {0}")]
     Archive(String),
@@ -83,6 +86,7 @@ impl From<Error> for berth_rpc::Error {
         match error {
             Error::Full(_) => Self::exhausted("POOL_FULL", sentence),
             Error::Invalid { field, .. } => Self::invalid(field, sentence),
+            Error::Elsewhere(_) => Self::precondition("BLOB_ELSEWHERE", sentence),
             Error::Archive(_) => Self::invalid("image", sentence),
             Error::Precondition(_) => Self::precondition("NOT_NOW", sentence),
             Error::Unavailable(_) => Self::unavailable(sentence),

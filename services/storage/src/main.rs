@@ -24,9 +24,9 @@ fn run() -> anyhow::Result<()> {
         "berth-storage",
         "Storage pools, volumes and snapshots for Berth",
     );
-    let (config, serve) = match args.load::<Config>("BERTH_STORAGE")? {
-        Startup::Serve(config) => (config, true),
-        Startup::Purge(config) => (config, false),
+    let (config, reload): (Config, _) = match args.load() {
+        Startup::Serve(config, reload) => (config, Some(reload)),
+        Startup::Purge(config) => (config, None),
         Startup::Done => return Ok(()),
     };
     host::raise_descriptor_limit();
@@ -39,15 +39,17 @@ fn run() -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async {
         let _telemetry = berth_server::telemetry("berth-storage", &config.server)?;
-        if !serve {
+        let Some(reload) = reload else {
             return purge(&config).await.map_err(Into::into);
-        }
+        };
         let store = Store::open(&config.server.database(), MIGRATIONS).await?;
         let app = App::start(store, &config).await?;
+        app.follow(reload.subscribe());
         let every = Duration::from_secs(config.reconcile_seconds);
         tokio::spawn(reconcile::run(Arc::clone(&app), every));
         let storage = Storage::new(app);
         Server::new("berth-storage", &config.server)
+            .with_reload(reload)
             .add_service(storage.pool_service())
             .add_service(storage.volume_service())
             .serve()

@@ -107,10 +107,11 @@ pub fn conffile(service: &str, printed: &str) -> String {
         service.to_uppercase()
     );
     for line in printed.lines() {
-        if !line.is_empty() && !line.starts_with('[') {
+        // What is unset or not there is a comment already.
+        if !line.is_empty() && !line.starts_with(['[', '#']) {
             text.push('#');
         }
-        text.push_str(line);
+        text.push_str(line.strip_suffix("  # default").unwrap_or(line));
         text.push('\n');
     }
     text

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
 
-use super::{SERVICES, Sandbox};
+use super::{SERVICES, Sandbox, UpOptions};
 
 pub(super) const LXCFS: &str = "/usr/bin/lxcfs";
 
@@ -14,15 +14,17 @@ pub(super) fn text(
     sandbox: &Sandbox,
     service: &str,
     lxcfs: bool,
-    extra: &[(String, String)],
+    options: &UpOptions,
 ) -> Result<String> {
     let state = sandbox.state();
     let mut table = Table::new();
     let mut server = Table::new();
-    server.insert(
-        "listen".into(),
-        Value::Array(vec![unix(&sandbox.grpc_socket(service))]),
-    );
+    let more = options.listen.iter().filter(|(of, _)| of == service);
+    let more = more.map(|(_, address)| Value::String(address.clone()));
+    let listen = [unix(&sandbox.grpc_socket(service))]
+        .into_iter()
+        .chain(more);
+    server.insert("listen".into(), Value::Array(listen.collect()));
     server.insert("state_dir".into(), path(&state.join(service)));
     let metrics = state.join(service).join("metrics.sock");
     server.insert("metrics_listen".into(), unix(&metrics));
@@ -60,7 +62,7 @@ pub(super) fn text(
         }
         _ => {}
     }
-    for (_, addition) in extra.iter().filter(|(name, _)| name == service) {
+    for (_, addition) in options.extra.iter().filter(|(name, _)| name == service) {
         let addition: Table = addition
             .parse()
             .with_context(|| format!("addition to {service}: {addition:?}"))?;

@@ -49,6 +49,8 @@ pub struct UpOptions {
     pub only: Vec<String>,
     /// Additions to a service's configuration: (service, TOML).
     pub extra: Vec<(String, String)>,
+    /// Addresses where a service listens beside its socket: (service, address).
+    pub listen: Vec<(String, String)>,
     /// Additions to the services' environment; what this process has as `BERTH_*`, `OTEL_*` and
     /// `RUST_*` they get anyway.
     pub environment: Vec<(String, String)>,
@@ -159,6 +161,15 @@ impl Sandbox {
             return Ok(Namespaces::machine());
         }
         Namespaces::of_sandbox(self.pid("holder"), &record.netns)
+    }
+
+    /// SIGHUP: the service reads its configuration and certificates again.
+    pub fn reload(&self, service: &str) -> Result<()> {
+        let pid = self.pid(service);
+        let pid = pid.with_context(|| format!("{service} does not run"))?;
+        let signal = nix::sys::signal::Signal::SIGHUP;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?;
+        Ok(())
     }
 
     /// SIGKILL, to the recorded process and no other. Returns whether it was running.
@@ -285,7 +296,7 @@ fn bring_up(sandbox: &Sandbox, bin_dir: &Path, options: &UpOptions) -> Result<()
         start_lxcfs(sandbox)?;
     }
     for service in &services {
-        let text = config::text(sandbox, service, lxcfs, &options.extra)?;
+        let text = config::text(sandbox, service, lxcfs, options)?;
         fs::write(sandbox.config_file(service), text)?;
         let environment: Vec<_> = options
             .environment

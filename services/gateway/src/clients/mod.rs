@@ -2,7 +2,10 @@
 
 pub mod upload;
 
+use std::sync::Arc;
+
 use berth_proto::{image, instance, network, storage};
+use berth_rpc::tls::ClientTls;
 use berth_rpc::{Channel, Error};
 
 use crate::config::Services;
@@ -36,13 +39,13 @@ impl Owners {
     /// Connects lazily; an owner that is away is found out by the first call.
     ///
     /// # Errors
-    /// When an address is malformed.
-    pub fn connect(services: &Services) -> Result<Self, Error> {
+    /// When an address is malformed, or needs a certificate and there is none.
+    pub fn connect(services: &Services, tls: Option<&Arc<ClientTls>>) -> Result<Self, Error> {
         Ok(Self {
-            image: berth_rpc::connect(&services.image)?,
-            storage: berth_rpc::connect(&services.storage)?,
-            network: berth_rpc::connect(&services.network)?,
-            instance: berth_rpc::connect(&services.instance)?,
+            image: berth_rpc::connect_with(&services.image, tls)?,
+            storage: berth_rpc::connect_with(&services.storage, tls)?,
+            network: berth_rpc::connect_with(&services.network, tls)?,
+            instance: berth_rpc::connect_with(&services.instance, tls)?,
         })
     }
 

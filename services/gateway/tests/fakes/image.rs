@@ -22,6 +22,8 @@ pub struct State {
     pub aliases: BTreeMap<String, Alias>,
     /// Uploads that broke off.
     pub broken: usize,
+    /// Fingerprint of an image whose bytes end half way.
+    pub damaged: Option<String>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -184,7 +186,12 @@ impl ImageService for Fake {
             }));
             messages.extend(bytes.chunks(3).map(|c| Out::Data(c.to_vec().into())));
         }
-        let answers = messages.into_iter().map(|message| {
+        let damaged = self.0.lock().damaged.as_ref() == Some(&fingerprint);
+        let whole = messages.len();
+        let answers = messages.into_iter().enumerate().map(move |(at, message)| {
+            if damaged && at > whole / 2 {
+                return Err(Error::internal("the bytes are gone").into());
+            }
             Ok(image::ExportImageResponse {
                 message: Some(message),
             })

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_proto::storage::create_volume_request::Source;
+use berth_proto::storage::import_image_request::Message;
 use berth_proto::storage::pool_service_server::PoolService;
 use berth_proto::storage::volume_service_server::VolumeService;
 use berth_proto::storage::{self, Pool, Snapshot, Volume};
@@ -10,7 +11,7 @@ use berth_proto::types::attachment::{Mount, mount};
 use berth_proto::types::{Attachment, Event, WatchEventsRequest};
 use berth_rpc::{Error, etag};
 use futures::stream::BoxStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::replay::{Replaying, last};
 
@@ -19,6 +20,10 @@ pub struct State {
     pub pools: BTreeMap<String, Pool>,
     pub pool_holds: BTreeMap<String, BTreeSet<String>>,
     pub volumes: BTreeMap<String, Stored>,
+    /// Images' bytes are on another host: they have to be sent.
+    pub apart: bool,
+    /// The bytes that were sent, by image volume.
+    pub received: BTreeMap<String, Vec<u8>>,
     made: i64,
 }
 
@@ -269,6 +274,23 @@ impl PoolService for Fake {
     }
 }
 
+/// Unpacked once a pool.
+fn cache(state: &mut State, parent: &str, fingerprint: &str) -> String {
+    let name = format!("{parent}/images/{fingerprint}");
+    let stored = || Stored {
+        volume: Volume {
+            uid: format!("cache-{fingerprint}"),
+            name: name.clone(),
+            content_type: "filesystem".into(),
+            ..Volume::default()
+        },
+        contents: format!("image {fingerprint}"),
+        ..Stored::default()
+    };
+    state.volumes.entry(name.clone()).or_insert_with(stored);
+    name
+}
+
 fn make(state: &mut State, request: storage::CreateVolumeRequest) -> Result<Volume, Error> {
     let pool = format!("storagePools/{}", last(&request.parent));
     state.pool(&pool)?;
@@ -281,21 +303,11 @@ fn make(state: &mut State, request: storage::CreateVolumeRequest) -> Result<Volu
     }
     let contents = state.contents_of(&request.source)?;
     if let Some(Source::Image(image)) = &request.source {
-        // Unpacked once a pool.
         let cached = format!("{}/images/{}", request.parent, image.fingerprint);
-        state
-            .volumes
-            .entry(cached.clone())
-            .or_insert_with(|| Stored {
-                volume: Volume {
-                    uid: format!("cache-{}", image.fingerprint),
-                    name: cached,
-                    content_type: "filesystem".into(),
-                    ..Volume::default()
-                },
-                contents: contents.clone(),
-                ..Stored::default()
-            });
+        if state.apart && !state.volumes.contains_key(&cached) {
+            return Err(Error::precondition("BLOB_ELSEWHERE", "no such file"));
+        }
+        cache(state, &request.parent, &image.fingerprint);
     }
     state.made += 1;
     let mut volume = request.volume.unwrap_or_default();
@@ -334,6 +346,32 @@ impl VolumeService for Fake {
         let request = request.into_inner();
         let id = request.request_id.clone();
         self.0.once(&id, |state| make(state, request))
+    }
+
+    async fn import_image(
+        &self,
+        request: Request<Streaming<storage::ImportImageRequest>>,
+    ) -> Result<Response<Volume>, Status> {
+        let mut stream = request.into_inner();
+        let (mut header, mut bytes) = (None, Vec::new());
+        while let Some(message) = stream.message().await? {
+            match message.message {
+                Some(Message::Header(h)) => header = Some(h),
+                Some(Message::Data(data)) => bytes.extend(data),
+                None => {}
+            }
+        }
+        let header = header.ok_or_else(|| Error::invalid("header", "no header"))?;
+        let image = header.image.unwrap_or_default();
+        let announced: i64 = image.blobs.iter().map(|blob| blob.size_bytes).sum();
+        if announced != bytes.len() as i64 {
+            return Err(Error::invalid("data", "not as many bytes as announced").into());
+        }
+        self.0.once(&header.request_id, |state| {
+            let name = cache(state, &header.parent, &image.fingerprint);
+            state.received.insert(name.clone(), bytes);
+            state.shown(&name)
+        })
     }
 
     async fn get_volume(

@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::model::{Alias, Catalogue, Fingerprint, Image};
 use crate::store;
 use berth_store::{Store, Tx};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use uses::Uses;
 
@@ -39,7 +40,7 @@ pub struct App {
     /// says whenever a check looks at it, and a blob isn't removed while another import places it.
     writing: tokio::sync::Mutex<()>,
     uses: Arc<Uses>,
-    max_image_bytes: u64,
+    max_image_bytes: AtomicU64,
 }
 
 /// An image as it is answered.
@@ -96,13 +97,29 @@ impl App {
             catalogue: RwLock::new(catalogue),
             writing: tokio::sync::Mutex::new(()),
             uses: Arc::default(),
-            max_image_bytes: config.max_image_bytes,
+            max_image_bytes: AtomicU64::new(config.max_image_bytes),
         });
         uses::flush_in_background(
             &app,
             std::time::Duration::from_secs(config.use_flush_seconds),
         );
         Ok(app)
+    }
+
+    /// Takes up what reloads of the configuration say.
+    pub fn follow(self: &Arc<Self>, mut configs: tokio::sync::watch::Receiver<Config>) {
+        let app = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while configs.changed().await.is_ok() {
+                let Some(app) = app.upgrade() else { return };
+                let most = configs.borrow_and_update().max_image_bytes;
+                app.max_image_bytes.store(most, Ordering::Relaxed);
+            }
+        });
+    }
+
+    fn max_image_bytes(&self) -> u64 {
+        self.max_image_bytes.load(Ordering::Relaxed)
     }
 
     /// The database, for events and kept answers.

@@ -83,13 +83,11 @@ impl Receiver {
             self.begin_part(chunk.part)?;
         }
         self.total += chunk.data.len() as u64;
-        if self.total > self.app.max_image_bytes {
+        let most = self.app.max_image_bytes();
+        if self.total > most {
             return Err(Error::Rpc(berth_rpc::Error::exhausted(
                 "IMAGE_TOO_LARGE",
-                format!(
-                    "an image has at most {} bytes here",
-                    self.app.max_image_bytes
-                ),
+                format!("an image has at most {most} bytes here"),
             )));
         }
         if let Some(current) = &mut self.current {

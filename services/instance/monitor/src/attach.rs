@@ -61,10 +61,20 @@ fn attr_bits(attr: &MountAttr) -> u64 {
     .fold(0, |bits, (_, bit)| bits | bit)
 }
 
+/// What is being done, for an error: a volume that is nowhere is most likely elsewhere.
+fn opening(path: &str) -> String {
+    let place = if std::path::Path::new(path).exists() {
+        ""
+    } else {
+        " (not on this host: storage must be on the host of the instances)"
+    };
+    format!("opening {path}{place}")
+}
+
 fn open_source(attachment: &Attachment) -> Result<OwnedFd> {
     match &attachment.source {
         Source::HostPath { path, recursive } => {
-            mount::clone_path(path, *recursive).at(STAGE, format!("opening {path}"))
+            mount::clone_path(path, *recursive).at(STAGE, opening(path))
         }
         Source::Device {
             path,
@@ -134,8 +144,7 @@ fn check_device(
     if diskseq.is_none() && fs_uuid.is_none() {
         return Ok(());
     }
-    let file =
-        std::fs::File::from(sys::open(path, libc::O_RDONLY).at(STAGE, format!("opening {path}"))?);
+    let file = std::fs::File::from(sys::open(path, libc::O_RDONLY).at(STAGE, opening(path))?);
     if let Some(wanted) = diskseq {
         const BLKGETDISKSEQ: libc::c_ulong = 0x8008_1280;
         let mut found: u64 = 0;
@@ -200,6 +209,12 @@ fn read_uuid(file: &std::fs::File, fs_type: &str) -> std::io::Result<Option<Stri
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn what_another_host_has_is_said_to_be_elsewhere() {
+        assert!(opening("/nowhere/volume").contains("not on this host"));
+        assert_eq!(opening("/"), "opening /");
+    }
 
     #[test]
     fn uuids_come_from_superblocks() {

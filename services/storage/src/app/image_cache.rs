@@ -8,7 +8,7 @@ use berth_server::failpoint;
 use berth_store::StoreError;
 
 use super::create_volume::{NewVolume, Source};
-use super::locks::{self, Want};
+use super::locks::{self, Held, Want};
 use super::{App, Ask, OpenPool, VolumeView, blocking, discard, event, new_uid, publish};
 use crate::driver::Driver;
 use crate::model::config::{self, Config};
@@ -59,6 +59,37 @@ pub async fn ensure(
     build(app, pool, image, Base::default(), &ask)
         .await
         .map(drop)
+}
+
+/// Waits until nobody else brings this image into this pool.
+pub async fn turn(app: &App, pool: &OpenPool, fingerprint: &str) -> Held {
+    let name = locks::upload(&pool.row.uid, fingerprint);
+    app.locks.take([(name, Want::Write)]).await
+}
+
+/// The image's volume, as `ImportImage` answers it, if it is in the pool.
+pub async fn view(
+    app: &App,
+    pool: &Arc<OpenPool>,
+    fingerprint: &str,
+) -> Result<Option<VolumeView>, Error> {
+    let found = VolumeRow::find(&mut app.store.read(), &pool.row.uid, &key(fingerprint)).await;
+    match found.map_err(failed)? {
+        Some(row) => Ok(Some(app.view(pool.clone(), row).await?)),
+        None => Ok(None),
+    }
+}
+
+/// Brings an image into the pool whose bytes were received.
+pub async fn import(
+    app: &Arc<App>,
+    pool: &Arc<OpenPool>,
+    image: &ImageSource,
+) -> Result<VolumeView, Error> {
+    ensure(app, pool, image).await?;
+    view(app, pool, &image.fingerprint)
+        .await?
+        .ok_or_else(|| Error::aborted("IMAGE_GONE", "the image was removed meanwhile"))
 }
 
 /// `CreateVolume` in `images`: the caller wants the image in the pool ahead of its first use.
@@ -181,7 +212,7 @@ async fn unpack(
     image: ImageSource,
 ) -> Result<(), Error> {
     let (place, quota) = (row.place().staged(), row.quota_id);
-    let (roots, limits) = (app.blob_roots.clone(), app.limits);
+    let (roots, limits) = (app.blob_roots.clone(), app.limits());
     let to = driver.clone();
     let at = place.clone();
     let top = blocking(move || {

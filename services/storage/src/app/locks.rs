@@ -76,6 +76,11 @@ pub fn volume(pool_uid: &str, key: &crate::store::VolumeKey) -> String {
     )
 }
 
+/// Turn of those who send an image's bytes to a pool: the others have no need to.
+pub fn upload(pool_uid: &str, fingerprint: &str) -> String {
+    format!("upload/{pool_uid}/{fingerprint}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

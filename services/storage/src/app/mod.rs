@@ -21,7 +21,7 @@ pub mod update_pool;
 pub mod update_volume;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -111,7 +111,7 @@ pub struct App {
     pub node: String,
     state_dir: PathBuf,
     blob_roots: BlobRoots,
-    limits: Limits,
+    limits: RwLock<Limits>,
     pools: RwLock<BTreeMap<String, Arc<OpenPool>>>,
     locks: Locks,
     /// How many times each uid is being worked on: reconcile leaves those alone.
@@ -143,13 +143,46 @@ impl App {
             node: config.node.clone(),
             state_dir: config.server.state_dir.clone(),
             blob_roots: BlobRoots::new(config.blob_roots.clone()),
-            limits: config.unpack,
+            limits: RwLock::new(config.unpack),
             pools: RwLock::default(),
             locks: Locks::default(),
             building: Mutex::default(),
             last_quota_id: AtomicU32::new(QUOTA_BASE),
             untidy: AtomicBool::new(false),
         })
+    }
+
+    /// Takes up what reloads of the configuration say of limits.
+    pub fn follow(self: &Arc<Self>, mut configs: tokio::sync::watch::Receiver<Config>) {
+        let app = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while configs.changed().await.is_ok() {
+                let Some(app) = app.upgrade() else { return };
+                let limits = configs.borrow_and_update().unpack;
+                *app.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+            }
+        });
+    }
+
+    fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where what is received is kept until it is unpacked, in files that have no names.
+    ///
+    /// # Errors
+    /// When so much can't be the bytes of an image that may be unpacked.
+    pub fn incoming(&self, sizes: &[u64]) -> Result<&Path, Error> {
+        let sum = sizes
+            .iter()
+            .fold(0_u64, |sum, size| sum.saturating_add(*size));
+        if sum > self.limits().max_bytes {
+            return Err(Error::invalid(
+                "header.image.blobs.size_bytes",
+                format!("{sum} bytes are more than unpack.max_bytes"),
+            ));
+        }
+        Ok(&self.state_dir)
     }
 
     /// A pool by name.

@@ -1,6 +1,8 @@
 //! Between the API's messages and the use cases' types.
 
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use berth_proto::{storage as proto, types};
 use berth_rpc::{Error, names};
@@ -10,7 +12,7 @@ use crate::app::create_volume::Source;
 use crate::app::{OpenPool, PoolView, SnapshotView, VolumeView, read};
 use crate::driver::{Access, Place};
 use crate::model::{self, config};
-use crate::source::{BlobSource, Format, ImageSource, Part};
+use crate::source::{BlobSource, Format, ImageSource, Location, Part};
 use crate::store::Hold;
 
 pub(super) fn pool(view: &PoolView) -> proto::Pool {
@@ -234,13 +236,41 @@ fn image_from(image: proto::ImageSource) -> Result<ImageSource, Error> {
     let parts = image
         .blobs
         .into_iter()
-        .map(blob_from)
+        .map(|blob| {
+            let location = location_from(&blob)?;
+            blob_from(blob, location)
+        })
         .collect::<Result<_, _>>()?;
     Ok(ImageSource::new(image.fingerprint, parts)?)
 }
 
-fn blob_from(blob: types::BlobRef) -> Result<BlobSource, Error> {
-    use types::blob_ref::Part as P;
+/// An image whose blobs' bytes were received, each in a file.
+pub(super) fn received_image(
+    image: proto::ImageSource,
+    files: Vec<File>,
+) -> Result<ImageSource, Error> {
+    let parts = image
+        .blobs
+        .into_iter()
+        .zip(files)
+        .map(|(blob, file)| blob_from(blob, Location::Received(Arc::new(file))))
+        .collect::<Result<_, _>>()?;
+    Ok(ImageSource::new(image.fingerprint, parts)?)
+}
+
+/// What can be refused of an image before its bytes are here. Gives the blobs' lengths.
+pub(super) fn announced_image(image: &proto::ImageSource) -> Result<Vec<u64>, Error> {
+    model::names::fingerprint("image.fingerprint", &image.fingerprint)?;
+    let blobs = image.blobs.iter().cloned();
+    let parts = blobs
+        .map(|blob| blob_from(blob, Location::Path(PathBuf::new())))
+        .collect::<Result<Vec<_>, _>>()?;
+    let sizes = parts.iter().map(|part| part.size).collect();
+    ImageSource::new(image.fingerprint.clone(), parts)?;
+    Ok(sizes)
+}
+
+fn location_from(blob: &types::BlobRef) -> Result<Location, Error> {
     let path = blob
         .uri
         .strip_prefix("file://")
@@ -251,6 +281,11 @@ fn blob_from(blob: types::BlobRef) -> Result<BlobSource, Error> {
             format!("blob uri {:?} is not of the form file:///path", blob.uri),
         )
     })?;
+    Ok(Location::Path(PathBuf::from(path)))
+}
+
+fn blob_from(blob: types::BlobRef, location: Location) -> Result<BlobSource, Error> {
+    use types::blob_ref::Part as P;
     let sha256 = blob.digest.strip_prefix("sha256:").unwrap_or_default();
     model::names::fingerprint("image.blobs.digest", sha256).map_err(|_| {
         Error::invalid(
@@ -277,7 +312,7 @@ fn blob_from(blob: types::BlobRef) -> Result<BlobSource, Error> {
         ));
     }
     Ok(BlobSource {
-        path: PathBuf::from(path),
+        location,
         sha256: sha256.to_owned(),
         size: u64::try_from(blob.size_bytes)
             .map_err(|_| Error::invalid("image.blobs.size_bytes", "a size is not negative"))?,

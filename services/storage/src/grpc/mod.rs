@@ -3,6 +3,7 @@
 
 mod convert;
 mod pools;
+mod receive;
 mod volumes;
 
 use std::sync::Arc;

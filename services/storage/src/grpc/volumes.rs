@@ -4,13 +4,13 @@ use berth_rpc::mask::Mask;
 use berth_rpc::{Error, names};
 use tonic::{Request, Response, Status};
 
-use super::{Storage, convert};
+use super::{Storage, convert, receive};
 use crate::app::create_volume::{self, NewVolume};
 use crate::app::delete_volume::{self, Deletion};
 use crate::app::read::Within;
 use crate::app::snapshots::{self, NewSnapshot};
 use crate::app::update_volume::{self, VolumeChange};
-use crate::app::{Ask, VolumeView, holds, read, restore_volume};
+use crate::app::{Ask, VolumeView, holds, image_cache, read, restore_volume};
 use crate::model;
 use crate::store::VolumeKey;
 
@@ -108,6 +108,33 @@ impl VolumeService for Storage {
             Ok(convert::volume(&view))
         };
         Ok(Response::new(self.requests.run(&id, work).await?))
+    }
+
+    async fn import_image(
+        &self,
+        request: Request<tonic::Streaming<proto::ImportImageRequest>>,
+    ) -> Answer<proto::Volume> {
+        let mut stream = request.into_inner();
+        let header = receive::header(&mut stream).await?;
+        let parent = names::ProjectPool::parse("header.parent", &header.parent)?;
+        let pool = self.app.pool(&parent.pool)?;
+        let image = header.image.unwrap_or_default();
+        let sizes = convert::announced_image(&image)?;
+        let _turn = image_cache::turn(&self.app, &pool, &image.fingerprint).await;
+        if let Some(view) = image_cache::view(&self.app, &pool, &image.fingerprint).await? {
+            return Ok(Response::new(convert::volume(&view)));
+        }
+        let dir = self.app.incoming(&sizes)?;
+        let files = receive::blobs(&mut stream, dir, &sizes).await?;
+        let image = convert::received_image(image, files)?;
+        let app = self.app.clone();
+        let work = async move {
+            let view = image_cache::import(&app, &pool, &image).await?;
+            Ok(convert::volume(&view))
+        };
+        Ok(Response::new(
+            self.requests.run(&header.request_id, work).await?,
+        ))
     }
 
     async fn get_volume(&self, request: Request<proto::GetVolumeRequest>) -> Answer<proto::Volume> {

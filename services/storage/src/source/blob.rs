@@ -1,12 +1,13 @@
 //! Blobs: where they may be, what they are, and whether they are what they claim.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Doing, Error, Result};
@@ -60,11 +61,32 @@ impl Format {
     }
 }
 
+/// Where a blob's bytes are.
+#[derive(Debug, Clone)]
+pub enum Location {
+    /// An absolute path.
+    Path(PathBuf),
+    /// They came with the request: a file that has no name.
+    Received(Arc<File>),
+}
+
+impl PartialEq for Location {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Path(a), Self::Path(b)) => a == b,
+            (Self::Received(a), Self::Received(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Location {}
+
 /// A blob as the request names it, parsed but not yet opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobSource {
-    /// Absolute path.
-    pub path: PathBuf,
+    /// Where its bytes are.
+    pub location: Location,
     /// Sha256 it must have, lowercase hex.
     pub sha256: String,
     /// Exact length in bytes.
@@ -85,8 +107,17 @@ impl BlobRoots {
         Self(roots)
     }
 
-    /// Opens a blob: beneath a root, through no link, a regular file of the right length.
+    /// Opens a blob: one that was received, or a regular file of the right length beneath a root
+    /// and through no link.
     pub fn open(&self, source: &BlobSource) -> Result<File> {
+        let path = match &source.location {
+            Location::Path(path) => path,
+            Location::Received(file) => {
+                let mut file = file.try_clone().doing(|| "duplicating a descriptor")?;
+                file.rewind().doing(|| "going to a blob's beginning")?;
+                return Ok(file);
+            }
+        };
         let plain = |p: &Path| {
             p.components()
                 .all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
@@ -94,18 +125,28 @@ impl BlobRoots {
         let beneath = self
             .0
             .iter()
-            .find_map(|root| Some((root, source.path.strip_prefix(root).ok()?)))
-            .filter(|(_, rest)| plain(&source.path) && rest.components().next().is_some());
+            .find_map(|root| Some((root, path.strip_prefix(root).ok()?)))
+            .filter(|(_, rest)| plain(path) && rest.components().next().is_some());
         let Some((root, rest)) = beneath else {
-            return Err(Error::invalid(
-                "image.blobs.uri",
-                format!(
-                    "blob {} is not beneath any of this service's blob_roots",
-                    source.path.display()
-                ),
-            ));
+            return Err(Error::Elsewhere(format!(
+                "blob {} is not beneath any of this service's blob_roots",
+                path.display()
+            )));
         };
-        let root = fs::open_admin_dir(root)?;
+        let elsewhere = |errno: Option<i32>, sentence: String| {
+            let gone = [Errno::NOENT, Errno::ACCESS].map(Errno::raw_os_error);
+            if errno.is_some_and(|errno| gone.contains(&errno)) {
+                Error::Elsewhere(sentence)
+            } else {
+                Error::invalid("image.blobs.uri", sentence)
+            }
+        };
+        let root = fs::open_admin_dir(root).map_err(|error| match error {
+            Error::Io { doing, source } => {
+                elsewhere(source.raw_os_error(), format!("{doing}: {source}"))
+            }
+            other => other,
+        })?;
         let fd: OwnedFd = rustix::fs::openat2(
             &root,
             rest,
@@ -114,10 +155,8 @@ impl BlobRoots {
             fs::BENEATH | ResolveFlags::NO_XDEV,
         )
         .map_err(|errno| {
-            Error::invalid(
-                "image.blobs.uri",
-                format!("blob {} can't be opened: {errno}", source.path.display()),
-            )
+            let sentence = format!("blob {} can't be opened: {errno}", path.display());
+            elsewhere(Some(errno.raw_os_error()), sentence)
         })?;
         let stat = rustix::fs::fstat(&fd).doing(|| "reading a blob's size")?;
         if fs::file_type(&stat) != FileType::RegularFile {

@@ -3,16 +3,22 @@
 use crate::error::{Error, Result};
 
 /// The bounds. All of them are for one image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Bytes of all files together, holes included.
+    /// Bytes of all files of an image together, holes included.
+    #[schemars(extend("x-reload" = true))]
     pub max_bytes: u64,
-    /// Files, directories, links and devices.
+    /// Files, directories, links and devices of an image.
+    #[schemars(extend("x-reload" = true))]
     pub max_entries: u64,
     /// Times the packed size that the unpacked may have, from the first GiB on.
+    #[schemars(extend("x-reload" = true))]
     pub max_ratio: u64,
-    /// Bytes of metadata.yaml.
+    /// Bytes of `metadata.yaml`.
+    #[schemars(extend("x-reload" = true))]
     pub max_metadata_bytes: u64,
 }
 

@@ -8,6 +8,6 @@ pub mod squashfs;
 pub mod tar;
 pub mod unpack;
 
-pub use blob::{BlobRoots, BlobSource, Format, Part};
+pub use blob::{BlobRoots, BlobSource, Format, Location, Part};
 pub use limits::Limits;
 pub use unpack::{ImageSource, unpack};

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::support::{Archive, METADATA};
-use berth_storage::source::{BlobSource, Format, ImageSource, Limits, Part};
+use berth_storage::source::{BlobSource, Format, ImageSource, Limits, Location, Part};
 
 use crate::place::{Place, pack, refused, taken};
 use crate::support;
@@ -425,11 +425,13 @@ fn digests_are_checked() {
     let wrong = with(&|b| b.sha256 = "0".repeat(64)).expect_err("another digest");
     assert!(wrong.to_string().contains("sha256"), "{wrong}");
     with(&|b| b.size += 1).expect_err("another size");
-    with(&|b| b.path = place.canary.clone()).expect_err("outside of the roots");
-    with(&|b| b.path = place.dir.path().join("blobs/../canary")).expect_err("outside by ..");
-    with(&|b| b.path = PathBuf::from("/etc/passwd")).expect_err("outside");
-    std::os::unix::fs::symlink(&blob.path, place.dir.path().join("blobs/link")).expect("link");
-    with(&|b| b.path = place.dir.path().join("blobs/link")).expect_err("a link");
+    let at = |path: PathBuf| with(&|b| b.location = Location::Path(path.clone()));
+    at(place.canary.clone()).expect_err("outside of the roots");
+    at(place.dir.path().join("blobs/../canary")).expect_err("outside by ..");
+    at(PathBuf::from("/etc/passwd")).expect_err("outside");
+    let blobs = place.dir.path().join("blobs");
+    std::os::unix::fs::symlink(blobs.join("image"), blobs.join("link")).expect("link");
+    at(blobs.join("link")).expect_err("a link");
     let image = ImageSource::new("1".repeat(64), vec![blob.clone()]).expect("an image");
     let wrong = place
         .unpack(image, Limits::default())

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use crate::support::{Archive, sha256};
 use berth_storage::error::Error;
 use berth_storage::host;
-use berth_storage::source::{BlobRoots, BlobSource, Format, ImageSource, Limits, Part, unpack};
+use berth_storage::source::{
+    BlobRoots, BlobSource, Format, ImageSource, Limits, Location, Part, unpack,
+};
 
 /// A place to unpack into, with something beside it that must not change.
 pub struct Place {
@@ -34,7 +36,7 @@ impl Place {
         let path = self.dir.path().join("blobs").join(name);
         std::fs::write(&path, bytes).expect("a blob");
         BlobSource {
-            path,
+            location: Location::Path(path),
             sha256: sha256(bytes),
             size: bytes.len() as u64,
             format,

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::support;
-use crate::support::METADATA;
 use crate::support::service::{PARENT, name, path, services};
+use crate::support::{Archive, METADATA};
 use berth_proto::storage::create_volume_request::Source;
 use berth_proto::storage::*;
 use berth_proto::types;
@@ -287,13 +287,17 @@ async fn a_bad_image_leaves_nothing() {
         };
         change(&|i| i.blobs[0].digest = format!("sha256:{}", "0".repeat(64)));
         change(&|i| i.blobs[0].size_bytes = 5);
-        change(&|i| i.blobs[0].uri = "file:///etc/passwd".into());
         change(&|i| i.blobs[0].uri = "http://example.org/x".into());
         change(&|i| i.blobs[0].media_type = "text/html".into());
         change(&|i| i.blobs[0].part = 0);
         change(&|i| i.blobs.clear());
         change(&|i| i.fingerprint = "1".repeat(64));
         change(&|i| i.fingerprint = "../../etc".into());
+        for elsewhere in ["/etc/passwd", "/nowhere"] {
+            let mut image = good.clone();
+            image.blobs[0].uri = format!("file://{elsewhere}");
+            cases.push((image, Code::FailedPrecondition));
+        }
         for (image, code) in cases {
             let shown = format!("{image:?}");
             let error = s
@@ -311,6 +315,54 @@ async fn a_bad_image_leaves_nothing() {
         s.volume("containers", "c1", Some(Source::Image(good)))
             .await
             .expect("the good one works");
+        s.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn an_image_comes_by_its_bytes() {
+    if !support::is_root() {
+        return;
+    }
+    for mut s in services().await {
+        let pool = s.pool("p1", "dir", &[]).await.expect("a pool");
+        let mut archive = Archive::image();
+        archive.file("rootfs/f", b"x");
+        let bytes = archive.end();
+        let mut image = s.blob(&bytes);
+        std::fs::remove_file(image.blobs[0].uri.strip_prefix("file://").expect("a file"))
+            .expect("the blob goes");
+        image.blobs[0].uri = "file:///elsewhere/blob".into();
+        let create = |image: &ImageSource| Some(Source::Image(image.clone()));
+        let error = s.volume("containers", "c1", create(&image)).await;
+        assert_eq!(error.expect_err("not here").reason, "BLOB_ELSEWHERE");
+
+        let mut flipped = bytes.clone();
+        flipped[600] ^= 1;
+        let longer = [bytes.as_slice(), b"x"].concat();
+        let wrong = [&bytes[..bytes.len() - 1], &longer, &flipped, &[]];
+        for (case, wrong) in wrong.into_iter().enumerate() {
+            let error = s
+                .import(&image, wrong, 1000)
+                .await
+                .expect_err("wrong bytes");
+            assert_eq!(error.code, Code::InvalidArgument, "case {case}: {error}");
+            assert!(s.on_disk(&pool).is_empty(), "case {case}");
+        }
+        let mut huge = image.clone();
+        huge.blobs[0].size_bytes = i64::MAX;
+        let error = s.import(&huge, &bytes, 1000).await.expect_err("too large");
+        assert_eq!(error.fields[0].field, "header.image.blobs.size_bytes");
+
+        let made = s.import(&image, &bytes, 1000).await.expect("imported");
+        assert!(made.name.ends_with(&image.fingerprint), "{}", made.name);
+        // What is there is not asked for again.
+        let again = s.import(&image, &[], 1).await.expect("there already");
+        assert_eq!(again.uid, made.uid);
+        let volume = s.volume("containers", "c1", create(&image)).await;
+        let volume = volume.expect("cloned");
+        let file = path(&volume.attachment).join("rootfs/f");
+        assert_eq!(std::fs::read(file).expect("a file"), b"x");
         s.finish().await;
     }
 }

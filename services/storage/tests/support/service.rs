@@ -192,6 +192,32 @@ impl Service {
         }
     }
 
+    /// Sends an image's bytes in chunks to the pool `p1`.
+    pub async fn import(
+        &mut self,
+        image: &ImageSource,
+        bytes: &[u8],
+        chunk: usize,
+    ) -> Result<Volume, Error> {
+        use import_image_request::{Header, Message};
+        let header = Message::Header(Header {
+            parent: PARENT.into(),
+            image: Some(image.clone()),
+            request_id: String::new(),
+        });
+        let data = bytes
+            .chunks(chunk)
+            .map(|c| Message::Data(c.to_vec().into()));
+        let messages: Vec<_> = std::iter::once(header)
+            .chain(data)
+            .map(|message| ImportImageRequest {
+                message: Some(message),
+            })
+            .collect();
+        let stream = tokio_stream::iter(messages);
+        Ok(self.volumes.import_image(stream).await?.into_inner())
+    }
+
     /// Names in the pool's directory of volumes.
     pub fn on_disk(&self, pool: &Pool) -> Vec<String> {
         let top = Path::new(&pool.config["source"]);

@@ -11,8 +11,8 @@ use berth_proto::{network, storage};
 use berth_rpc::Error;
 use serde::{Deserialize, Serialize};
 
-use super::Context;
 use super::undo::{absent_is_fine, answer, may_have_happened, noted};
+use super::{Context, carry};
 use crate::app::wire::Wire;
 
 /// Who may release what sagas hold.
@@ -70,7 +70,7 @@ impl Names {
         format!("projects/{}/networks/{short}", self.project)
     }
 
-    fn pool(&self, pool: &str) -> String {
+    pub(super) fn pool(&self, pool: &str) -> String {
         format!("projects/{}/storagePools/{pool}", self.project)
     }
 }
@@ -137,8 +137,17 @@ async fn make_volume(
             hold: Some(hold(names.holder())),
             ..Default::default()
         };
-        let create = async { answer(volumes.create_volume(request).await) };
-        noted(ctx, &key, create).await?
+        let mut create = async |request| answer(volumes.create_volume(request).await);
+        let made = noted(ctx, &key, create(request.clone())).await;
+        match (made, contents) {
+            (Err(error), Contents::Image { fingerprint, blobs })
+                if error.reason == carry::BLOB_ELSEWHERE =>
+            {
+                carry::image(ctx, names, &needed.pool, fingerprint, blobs).await?;
+                noted(ctx, &key, create(request)).await?
+            }
+            (made, _) => made?,
+        }
     } else {
         let request = storage::HoldVolumeRequest {
             name: volume_name(names, plan, needed),

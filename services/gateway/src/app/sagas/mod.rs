@@ -1,5 +1,6 @@
 //! Every durable change, as a list of named steps.
 
+mod carry;
 pub mod changes;
 pub mod devices;
 pub mod images;
