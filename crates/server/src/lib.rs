@@ -17,6 +17,7 @@ pub mod metrics;
 mod requests;
 mod serve;
 mod telemetry;
+mod watchdog;
 
 pub use args::{Args, Startup};
 pub use config::{ConfigError, LogConfig, ServerConfig, load};

@@ -45,6 +45,7 @@ pub struct Server {
     health: tonic_health::server::HealthReporter,
     names: Vec<&'static str>,
     shutdown: CancellationToken,
+    probe: Option<crate::watchdog::Probe>,
 }
 
 impl std::fmt::Debug for Server {
@@ -78,7 +79,30 @@ impl Server {
             health,
             names: Vec::new(),
             shutdown: CancellationToken::new(),
+            probe: None,
         }
+    }
+
+    /// What must still end for systemd's watchdog to be told that the service lives, beside an answer on its
+    /// own socket. An error is an end as well.
+    #[must_use]
+    pub fn probe<F, Fut>(mut self, probe: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.probe = Some(Box::new(move || Box::pin(probe())));
+        self
+    }
+
+    /// [`Server::probe`] with a question to the database.
+    #[must_use]
+    pub fn probe_store(self, store: &berth_store::Store) -> Self {
+        let store = store.clone();
+        self.probe(move || {
+            let store = store.clone();
+            async move { store.ping().await.map_err(|e| e.to_string()) }
+        })
     }
 
     /// Adds a service; its health is SERVING from the moment [`Server::serve`] accepts.
@@ -116,6 +140,7 @@ impl Server {
             ))
         })?;
         let listeners = listeners(self.name, &self.config, mode).await?;
+        let own_socket = listeners.iter().find_map(Listener::path);
         let token = self.shutdown.clone();
         watch_signals(token.clone());
         if let Some(address) = &self.config.metrics_listen {
@@ -143,6 +168,7 @@ impl Server {
                 token.clone().cancelled_owned(),
             );
         notify_systemd("READY=1");
+        crate::watchdog::start(own_socket, self.probe);
         tracing::info!(listen = ?self.config.listen, "{} serves", self.name);
         let drain = Duration::from_secs(self.config.drain_seconds);
         tokio::select! {

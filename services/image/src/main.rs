@@ -32,6 +32,7 @@ async fn main() -> anyhow::Result<()> {
         .await
         .context("opening the images")?;
     let served = Server::new("berth-image", &config.server)
+        .probe_store(app.store())
         .add_service(ImageApi::new(app.clone()).into_server())
         .serve()
         .await;

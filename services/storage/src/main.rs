@@ -43,11 +43,12 @@ fn run() -> anyhow::Result<()> {
             return purge(&config).await.map_err(Into::into);
         }
         let store = Store::open(&config.server.database(), MIGRATIONS).await?;
-        let app = App::start(store, &config).await?;
+        let app = App::start(store.clone(), &config).await?;
         let every = Duration::from_secs(config.reconcile_seconds);
         tokio::spawn(reconcile::run(Arc::clone(&app), every));
         let storage = Storage::new(app);
         Server::new("berth-storage", &config.server)
+            .probe_store(&store)
             .add_service(storage.pool_service())
             .add_service(storage.volume_service())
             .serve()
