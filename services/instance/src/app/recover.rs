@@ -38,7 +38,29 @@ impl App {
         {
             self.remove_stray(uid).await;
         }
+        self.unload_strays(&slots, &known).await;
         Ok(adopted)
+    }
+
+    /// Profiles of guests that no longer run; those of guests that this database does not know stay with them.
+    async fn unload_strays(&self, slots: &[Arc<Slot>], run_dirs: &[String]) {
+        let loaded = match self.apparmor.loaded().await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::warn!(%error, "what AppArmor has loaded is not known");
+                return;
+            }
+        };
+        for uid in loaded {
+            let slot = slots.iter().find(|slot| slot.uid == uid);
+            let gone = match slot {
+                Some(slot) => slot.run().status == Status::Stopped,
+                None => !run_dirs.contains(&uid),
+            };
+            if gone {
+                self.apparmor.unload(&uid).await;
+            }
+        }
     }
 
     /// True when the guest runs.
