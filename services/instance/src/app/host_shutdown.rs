@@ -12,7 +12,7 @@ use crate::model::expand::Expanded;
 /// `boot.host_shutdown_timeout` where it is not set, in seconds.
 const TIMEOUT: i32 = 30;
 /// No boot has this id: guests are due at the next start of guests, whether or not the host booted in between.
-const NO_BOOT: &str = "guests-stopped";
+pub(super) const NO_BOOT: &str = "guests-stopped";
 
 /// What became of the guests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

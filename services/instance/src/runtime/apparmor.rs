@@ -309,10 +309,8 @@ fn refused(why: &str) -> Error {
 
 /// What the parser says is wrong, without what it warns of.
 fn fault(stderr: &str) -> String {
-    let lines = stderr.lines().map(str::trim);
-    let told = lines
-        .filter(|line| line.contains("error") && !line.is_empty())
-        .next_back();
+    let mut lines = stderr.lines().map(str::trim);
+    let told = lines.rfind(|line| line.contains("error"));
     told.unwrap_or("AppArmor refuses it")
         .chars()
         .take(300)
