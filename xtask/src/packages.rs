@@ -23,6 +23,7 @@ pub const RUN: &[&str] = &[
 
 /// To test, beside [`RUN`].
 pub const TEST: &[&str] = &[
+    "apparmor",
     "bzip2",
     "mmdebstrap",
     "postgresql",

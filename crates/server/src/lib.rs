@@ -21,11 +21,12 @@ mod requests;
 mod serve;
 mod telemetry;
 mod tls;
+mod watchdog;
 
 pub use args::{Args, Startup};
 pub use config::{
     ConfigError, Configuration, Findings, Key, Kind, Loaded, LogConfig, Origin, Origins, Problem,
-    Reload, ServerConfig, TlsConfig,
+    Reload, ServerConfig, TlsConfig, load,
 };
 pub use events::watch_events;
 pub use listen::{Accepted, Address, Connection, Listener, PeerInfo, Rules};

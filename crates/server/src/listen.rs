@@ -184,27 +184,8 @@ impl Listener {
     /// # Errors
     /// When a descriptor is no stream socket, or a port is against the rules.
     pub fn from_systemd(name: &str, rules: &Rules) -> io::Result<Vec<Self>> {
-        let pid = std::env::var("LISTEN_PID")
-            .ok()
-            .and_then(|p| p.parse::<u32>().ok());
-        let count = std::env::var("LISTEN_FDS")
-            .ok()
-            .and_then(|n| n.parse::<i32>().ok());
-        let (Some(pid), Some(count)) = (pid, count) else {
-            return Ok(Vec::new());
-        };
-        if pid != std::process::id() {
-            return Ok(Vec::new());
-        }
-        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut found = Vec::new();
-        for (fd, fd_name) in (3..3 + count).zip(names.split(':').chain(std::iter::repeat(""))) {
-            if !fd_name.is_empty() && fd_name != name && fd_name != "connection" {
-                continue;
-            }
-            // SAFETY: systemd passes these descriptors to this process, and each is taken once.
-            let owned = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
-            rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
+        for owned in handed_over(|given| [name, "", "connection"].contains(&given))? {
             let address = rustix::net::getsockname(&owned)?;
             found.push(
                 if address.address_family() == rustix::net::AddressFamily::UNIX {
@@ -227,6 +208,25 @@ impl Listener {
             );
         }
         Ok(found)
+    }
+
+    /// The unix sockets that systemd handed over under exactly this name.
+    ///
+    /// # Errors
+    /// When one is no unix stream socket.
+    pub fn unix_from_systemd(name: &str) -> io::Result<Vec<UnixListener>> {
+        let given = handed_over(|given| given == name)?;
+        let listeners = given.into_iter().map(|owned| {
+            let family = rustix::net::getsockname(&owned)?.address_family();
+            if family != rustix::net::AddressFamily::UNIX {
+                let why = format!("{name}: the socket unit's ListenStream must be a path");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+            }
+            let listener = std::os::unix::net::UnixListener::from(owned);
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)
+        });
+        listeners.collect()
     }
 
     /// The next connection.
@@ -272,6 +272,30 @@ impl Drop for Listener {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Descriptors from systemd whose name is `wanted`. Each name may be asked for once.
+fn handed_over(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<std::os::fd::OwnedFd>> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<i32>().ok());
+    let (Some(pid), Some(count)) = (number("LISTEN_PID"), number("LISTEN_FDS")) else {
+        return Ok(Vec::new());
+    };
+    if u32::try_from(pid) != Ok(std::process::id()) {
+        return Ok(Vec::new());
+    }
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.split(':').chain(std::iter::repeat(""));
+    let mut found = Vec::new();
+    for (fd, name) in (3..3i32.saturating_add(count)).zip(names) {
+        if !wanted(name) {
+            continue;
+        }
+        // SAFETY: systemd passes these descriptors to this process, and each is taken once.
+        let owned = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
+        rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
+        found.push(owned);
+    }
+    Ok(found)
 }
 
 async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {

@@ -57,6 +57,7 @@ pub struct Server {
     health: tonic_health::server::HealthReporter,
     names: Vec<&'static str>,
     shutdown: CancellationToken,
+    probe: Option<crate::watchdog::Probe>,
     client_tls: Option<Arc<ClientTls>>,
     reload: Option<Arc<dyn Reloading>>,
 }
@@ -92,9 +93,32 @@ impl Server {
             health,
             names: Vec::new(),
             shutdown: CancellationToken::new(),
+            probe: None,
             client_tls: None,
             reload: None,
         }
+    }
+
+    /// What must still end for systemd's watchdog to be told that the service lives, beside an answer on its
+    /// own socket. An error is an end as well.
+    #[must_use]
+    pub fn probe<F, Fut>(mut self, probe: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.probe = Some(Box::new(move || Box::pin(probe())));
+        self
+    }
+
+    /// [`Server::probe`] with a question to the database.
+    #[must_use]
+    pub fn probe_store(self, store: &berth_store::Store) -> Self {
+        let store = store.clone();
+        self.probe(move || {
+            let store = store.clone();
+            async move { store.ping().await.map_err(|e| e.to_string()) }
+        })
     }
 
     /// On SIGHUP the configuration is read again, and what may change at run time is taken up.
@@ -149,6 +173,7 @@ impl Server {
             purpose: Purpose::Grpc,
         };
         let listeners = listeners(self.name, &self.config, &rules).await?;
+        let own_socket = listeners.iter().find_map(Listener::path);
         let token = self.shutdown.clone();
         watch_signals(token.clone());
         let certificates = Certificates::new(tls, self.client_tls);
@@ -190,6 +215,7 @@ impl Server {
                 token.clone().cancelled_owned(),
             );
         notify_systemd("READY=1");
+        crate::watchdog::start(own_socket, self.probe);
         tracing::info!(listen = ?self.config.listen, "{} serves", self.name);
         let drained = async {
             token.cancelled().await;

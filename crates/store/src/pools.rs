@@ -232,6 +232,14 @@ impl Store {
         })
     }
 
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.read()
+            .fetch_optional("SELECT 1 AS one", crate::args![])
+            .await
+            .map(|_| ())
+    }
+
     /// Reads outside a transaction.
     pub fn read(&self) -> Reader<'_> {
         Reader { store: self }

@@ -35,10 +35,17 @@ async fn main() -> anyhow::Result<()> {
     let tls = tls.transpose().context("services.tls")?;
     let app = Gateway::open(store.clone(), &config.services, tls.as_ref())?;
     app.begin().await?;
-    let listener = rest::listen::Listener::bind(&config.rest_socket, config.rest_group.as_deref())
-        .with_context(|| format!("listening on {}", config.rest_socket.display()))?;
+    let listener = match berth_server::Listener::unix_from_systemd("berth-rest")
+        .context("the REST socket from systemd")?
+        .pop()
+    {
+        Some(socket) => rest::listen::Listener::handed_over(socket),
+        None => rest::listen::Listener::bind(&config.rest_socket, config.rest_group.as_deref())
+            .with_context(|| format!("listening on {}", config.rest_socket.display()))?,
+    };
     let durable = app.operations.durable().clone();
     let server = Server::new("berth-gateway", &config.server)
+        .probe_store(&store)
         .with_client_tls(tls)
         .with_reload(reload)
         .add_service(grpc::gateway_server(app.clone()))

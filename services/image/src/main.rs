@@ -33,6 +33,7 @@ async fn main() -> anyhow::Result<()> {
         .context("opening the images")?;
     app.follow(reload.subscribe());
     let served = Server::new("berth-image", &config.server)
+        .probe_store(app.store())
         .with_reload(reload)
         .add_service(ImageApi::new(app.clone()).into_server())
         .serve()

@@ -18,6 +18,16 @@ pub const SERVICE: &str = "instance";
 const ID_BASE: u32 = 0x7000_0000;
 const ID_COUNT: u32 = 0x1000_0000;
 
+/// Whether guests get an AppArmor profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Confinement {
+    /// Where the kernel has AppArmor; a start fails when it cannot be used there.
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// Every key of the file; what is not there has these defaults.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -52,8 +62,13 @@ pub struct Config {
     pub state_deadline_ms: u64,
     /// Start guests after the host booted.
     pub autostart: bool,
+    /// Do so when `berth-instance start-guests` asks for it (`berth-guests.service`), not when the service starts:
+    /// storage and networks may come up later than it.
+    pub autostart_waits: bool,
     /// How many of one priority start at once.
     pub autostart_parallel: usize,
+    /// Confine guests with AppArmor where the kernel has it: `auto` or `off`.
+    pub apparmor: Confinement,
     /// Under systemd, ask it for a delegated scope for guests.
     pub systemd_scope: bool,
 }
@@ -74,7 +89,9 @@ impl Default for Config {
             lxcfs_dir: PathBuf::from("/var/lib/lxcfs"),
             state_deadline_ms: 200,
             autostart: true,
+            autostart_waits: false,
             autostart_parallel: 8,
+            apparmor: Confinement::Auto,
             systemd_scope: true,
         }
     }
@@ -109,6 +126,8 @@ impl Config {
             state_deadline: Duration::from_millis(self.state_deadline_ms),
             autostart: self.autostart,
             autostart_parallel: self.autostart_parallel,
+            apparmor: self.apparmor == Confinement::Auto,
+            apparmor_dir: self.server.state_dir.join("apparmor"),
         }
     }
 }

@@ -45,6 +45,7 @@
 //! * Nothing is started again but at the first start after the host booted (`boot_id` is stored).
 
 pub mod app;
+pub mod command;
 pub mod config;
 pub mod grpc;
 pub mod host;

@@ -34,6 +34,14 @@ impl Collector for Instances {
             *counts.entry(status).or_default() += 1;
         }
         let mut family = encoder.encode_descriptor(
+            "berth_instance_apparmor",
+            "Whether guests are confined by AppArmor: on, absent, off or unusable",
+            None,
+            MetricType::Gauge,
+        )?;
+        let labels = [("state", app.apparmor.state().word())];
+        ConstGauge::new(1i64).encode(family.encode_family(&labels)?)?;
+        let mut family = encoder.encode_descriptor(
             "berth_instances",
             "Instances by status",
             None,

@@ -889,15 +889,17 @@ fn a_stuck_monitor_holds_up_no_restart() {
     });
 }
 
+/// A runtime that ends with a run of the service.
+fn lived() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
 #[test]
 fn after_a_boot_guests_start_again() {
-    let lived = || {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap()
-    };
     let first = lived();
     let (fake, db) = first.block_on(async {
         let (mut service, db) = new().await;
@@ -933,6 +935,100 @@ fn after_a_boot_guests_start_again() {
         }
         assert_eq!(running, [true, false, true, false]);
     });
+}
+
+/// Priorities decide the order, a guest that ignores it is killed, nothing starts meanwhile, and what ran is started
+/// again: by the next start of guests, also when the service ended in between.
+#[test]
+fn a_host_that_goes_down_stops_guests_in_order_and_the_boot_starts_them() {
+    let first = lived();
+    let (fake, db) = first.block_on(async {
+        let (mut service, db) = new().await;
+        for (name, priority) in [
+            ("last", "-1"),
+            ("first", "10"),
+            ("between", ""),
+            ("off", "99"),
+        ] {
+            service.simple(name).await;
+            service
+                .set(name, &[("boot.stop.priority", priority)])
+                .await
+                .unwrap();
+        }
+        service
+            .set("between", &[("boot.host_shutdown_timeout", "1")])
+            .await
+            .unwrap();
+        let mut uids = Vec::new();
+        for name in ["first", "between", "last"] {
+            uids.push(service.start(name).await.unwrap().uid);
+        }
+        service.fake.ignore_shutdown(&uids[1]);
+        let stopped = service
+            .instances
+            .stop_guests(proto::StopGuestsRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!((stopped.stopped, stopped.killed), (2, 1));
+        assert!(stopped.left.is_empty());
+        let order = [&uids[0], &uids[1], &uids[1], &uids[2]].map(String::clone);
+        assert_eq!(service.fake.stops(), order);
+        let record = service.get("first").await.unwrap();
+        assert_eq!(record.status(), Status::Stopped);
+        assert_eq!(record.config["volatile.last_state.power"], "RUNNING");
+        let refused = service.start("off").await.unwrap_err();
+        assert!(refused.message().contains("shutting down"), "{refused}");
+        (service.fake.clone(), db)
+    });
+    first.shutdown_timeout(std::time::Duration::from_secs(5));
+    lived().block_on(async {
+        // Opening it starts what is due: it is the first start of guests since they were stopped.
+        let mut service = common::open(&db, &fake).await;
+        let mut running = Vec::new();
+        for name in ["first", "between", "last", "off"] {
+            running.push(service.get(name).await.unwrap().status() == Status::Running);
+        }
+        assert_eq!(running, [true, true, true, false]);
+        service.stop("first", true).await.unwrap();
+        service
+            .instances
+            .stop_guests(proto::StopGuestsRequest {})
+            .await
+            .unwrap();
+        let started = service
+            .instances
+            .start_guests(proto::StartGuestsRequest {})
+            .await
+            .unwrap();
+        assert_eq!(started.get_ref().started, 2);
+        let again = service
+            .instances
+            .start_guests(proto::StartGuestsRequest {})
+            .await
+            .unwrap();
+        assert_eq!(again.get_ref().started, 0);
+        service.start("off").await.unwrap();
+    });
+}
+
+#[tokio::test]
+async fn raw_apparmor_is_rules_or_refused() {
+    let (mut service, _db) = new().await;
+    service.simple("c1").await;
+    for wrong in ["}\nprofile evil { file, }", "/a no-such-mode,"] {
+        let error = service
+            .set("c1", &[("raw.apparmor", wrong)])
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), tonic::Code::InvalidArgument, "{error}");
+        assert!(error.message().contains("raw.apparmor"), "{error}");
+    }
+    service
+        .set("c1", &[("raw.apparmor", "/srv/** r,")])
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

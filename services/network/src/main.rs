@@ -39,12 +39,13 @@ async fn run(config: Config, reload: Option<Reload<Config>>) -> anyhow::Result<(
     let store = Store::open(&config.server.database(), MIGRATIONS)
         .await
         .context("open the database")?;
-    let app = App::new(Networks::new(store, &config.node), Arc::new(host));
+    let app = App::new(Networks::new(store.clone(), &config.node), Arc::new(host));
     app.recover().await?;
     let every = Duration::from_secs(config.reconcile_seconds);
     tokio::spawn(app.clone().keep_reconciled(every, changed));
     let (networks, ports) = grpc::services(&app);
     Server::new("berth-network", &config.server)
+        .probe_store(&store)
         .with_reload(reload)
         .add_service(networks)
         .add_service(ports)

@@ -43,12 +43,13 @@ fn run() -> anyhow::Result<()> {
             return purge(&config).await.map_err(Into::into);
         };
         let store = Store::open(&config.server.database(), MIGRATIONS).await?;
-        let app = App::start(store, &config).await?;
+        let app = App::start(store.clone(), &config).await?;
         app.follow(reload.subscribe());
         let every = Duration::from_secs(config.reconcile_seconds);
         tokio::spawn(reconcile::run(Arc::clone(&app), every));
         let storage = Storage::new(app);
         Server::new("berth-storage", &config.server)
+            .probe_store(&store)
             .with_reload(reload)
             .add_service(storage.pool_service())
             .add_service(storage.volume_service())

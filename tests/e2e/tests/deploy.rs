@@ -30,7 +30,8 @@ fn systemd_accepts_the_units() {
         })
         .collect();
     units.sort();
-    assert_eq!(units.len(), 2 * SERVICES.len() + 1);
+    // Beside a service and a socket each: the REST socket, the guests' service, the target.
+    assert_eq!(units.len(), 2 * SERVICES.len() + 3);
     let output = Command::new("systemd-analyze")
         .arg("verify")
         .args(&units)
@@ -41,15 +42,136 @@ fn systemd_accepts_the_units() {
     let complaints: Vec<&str> = said
         .lines()
         .filter(|l| l.contains("berth"))
-        .filter(|l| !l.contains("is not executable"))
+        .filter(|l| !l.contains("is not executable") && !l.contains("Command 'man "))
         .collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
     for service in SERVICES {
         let unit = read(&format!("systemd/berth-{service}.service"));
         assert!(unit.contains(&format!("ExecStart=/usr/bin/berth-{service} --config ")));
-        assert!(unit.contains("Type=notify"));
+        assert!(unit.contains("Type=notify") && unit.contains("WatchdogSec="));
+        // Any order of start: no service names another.
+        for other in SERVICES.iter().filter(|other| **other != service) {
+            assert!(
+                !unit.contains(&format!("berth-{other}.")),
+                "{service}: {other}"
+            );
+        }
         let socket = read(&format!("systemd/berth-{service}.socket"));
         assert!(socket.contains(&format!("FileDescriptorName=berth-{service}")));
+    }
+}
+
+/// What a child inherits for ever must not be in the unit that starts guests.
+#[test]
+fn nothing_of_the_instance_unit_stays_with_guests() {
+    let unit = read("systemd/berth-instance.service");
+    let inherited = [
+        "CapabilityBoundingSet",
+        "AmbientCapabilities",
+        "NoNewPrivileges",
+        "SystemCallFilter",
+        "SystemCallArchitectures",
+        "LockPersonality",
+        "MemoryDenyWriteExecute",
+        "RestrictNamespaces",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "RestrictAddressFamilies",
+        "ProtectHostname",
+        "ProtectClock",
+        "ProtectKernelLogs",
+        "ProtectKernelModules",
+        "ProtectKernelTunables",
+        "PrivateDevices",
+        "PrivateNetwork",
+        "PrivateUsers",
+        "PrivateIPC",
+    ];
+    for line in unit.lines() {
+        let key = line.split('=').next().unwrap_or_default();
+        assert!(!inherited.contains(&key), "{line}");
+    }
+    assert!(unit.contains("HOST_MOUNT_NS=/proc/1/ns/mnt"));
+}
+
+/// A service asks for a profile of its name, and the parser takes it.
+#[test]
+fn each_service_has_its_apparmor_profile() {
+    for service in SERVICES {
+        let unit = read(&format!("systemd/berth-{service}.service"));
+        assert!(unit.contains(&format!("\nAppArmorProfile=berth-{service}\n")));
+        let path = root().join(format!("systemd/apparmor/berth-{service}"));
+        let output = Command::new("apparmor_parser")
+            .args(["--skip-kernel-load", "--skip-cache", "--names"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{service}: {said}");
+        let names = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(names.trim(), format!("berth-{service}"));
+        let compiled = Command::new("apparmor_parser")
+            .args(["--skip-kernel-load", "--skip-cache", "--stdout"])
+            .args(["--kernel-features", "/etc/apparmor.d/abi/3.0"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&compiled.stderr);
+        assert!(compiled.status.success(), "{service}: {said}");
+    }
+}
+
+/// `systemd-analyze security` for a unit: 0 is closed, 10 is open.
+fn exposure(unit: &str) -> f64 {
+    let output = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--no-pager"])
+        .arg(root().join("systemd").join(unit))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let line = said.lines().find(|l| l.contains("Overall exposure level"));
+    let figure = line.and_then(|l| l.rsplit_once(": ")?.1.split_whitespace().next());
+    figure
+        .unwrap_or_else(|| panic!("{unit}: {said}"))
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn sandboxes_are_as_documented_and_get_no_wider() {
+    const BEGIN: &str = "BERTH_UPDATE_GOLDEN=1 -->\n";
+    const END: &str = "<!-- end -->";
+    let path = root().join("docs/systemd.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once(BEGIN).unwrap();
+    let (table, after) = rest.split_once(END).unwrap();
+    let units = SERVICES.iter().copied().chain(["guests"]);
+    let now: Vec<(String, f64)> = units
+        .map(|name| format!("berth-{name}.service"))
+        .map(|unit| (unit.clone(), exposure(&unit)))
+        .collect();
+    if std::env::var_os("BERTH_UPDATE_GOLDEN").is_some() {
+        let rows: String = now
+            .iter()
+            .map(|(unit, figure)| format!("| `{unit}` | {figure:.1} |\n"))
+            .collect();
+        let new = format!("{before}{BEGIN}\n| unit | exposure |\n|---|---|\n{rows}\n{END}{after}");
+        std::fs::write(&path, new).unwrap();
+        return;
+    }
+    for (unit, figure) in now {
+        let row = table.lines().find(|l| l.contains(&format!("`{unit}`")));
+        let cell = row.and_then(|r| r.trim_end_matches('|').rsplit('|').next());
+        let documented: f64 = cell
+            .unwrap_or_else(|| panic!("{unit} is not in {}", path.display()))
+            .trim()
+            .parse()
+            .unwrap();
+        // Other releases of systemd weigh otherwise: closer is fine, wider is not.
+        assert!(
+            figure <= documented,
+            "{unit}: {figure}, documented {documented}"
+        );
     }
 }
 

@@ -16,14 +16,19 @@ use tokio_util::task::TaskTracker;
 /// How long requests under way get at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// A bound socket; its file goes away with it.
+/// A bound socket; its file goes away with it, unless systemd made it.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl Listener {
+    /// The socket of `berth-rest.socket`: systemd keeps it, so that clients wait over a restart instead of failing.
+    pub fn handed_over(socket: UnixListener) -> Self {
+        Self { socket, path: None }
+    }
+
     /// Binds the socket, mode 0660, and gives it to `group`.
     ///
     /// # Errors
@@ -52,7 +57,7 @@ impl Listener {
         }
         Ok(Self {
             socket,
-            path: path.to_owned(),
+            path: Some(path.to_owned()),
         })
     }
 
@@ -93,8 +98,10 @@ impl Listener {
             });
         }
         connections.close();
-        // A missing file is what is wanted.
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            // A missing file is what is wanted.
+            let _ = std::fs::remove_file(path);
+        }
         let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
     }
 }

@@ -210,6 +210,21 @@ fn check(instance: &Instance) -> Result<(), Error> {
 
 #[tonic::async_trait]
 impl InstanceService for Fake {
+    /// The host's affair: the gateway never asks for it.
+    async fn stop_guests(
+        &self,
+        _: Request<pb::StopGuestsRequest>,
+    ) -> Result<Response<pb::StopGuestsResponse>, Status> {
+        Err(Status::unimplemented("the gateway stops no guests"))
+    }
+
+    async fn start_guests(
+        &self,
+        _: Request<pb::StartGuestsRequest>,
+    ) -> Result<Response<pb::StartGuestsResponse>, Status> {
+        Err(Status::unimplemented("the gateway starts no guests"))
+    }
+
     async fn plan_create_instance(
         &self,
         request: Request<pb::PlanCreateInstanceRequest>,

@@ -23,13 +23,33 @@ const NAMES: [(&str, libc::__rlimit_resource_t); 16] = [
     ("stack", libc::RLIMIT_STACK),
 ];
 
+fn lower_nofile(pid: i32) -> std::io::Result<()> {
+    let mut now = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `now` is a live rlimit to be filled, no new value is given.
+    sys::check(unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &mut now) })?;
+    now.rlim_cur = now.rlim_cur.min(NOFILE_SOFT);
+    // SAFETY: `now` is a live rlimit, the old value is not asked for.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &now, std::ptr::null_mut()) };
+    sys::check(set).map(drop)
+}
+
 /// Kernel number of a limit named like `nofile`.
 pub fn resource(name: &str) -> Option<libc::__rlimit_resource_t> {
     NAMES.iter().find(|(n, _)| *n == name).map(|(_, r)| *r)
 }
 
+/// Open files that a program of the guest starts with, as the kernel has it for the first process. The service needs
+/// far more, and a program that closes or selects over all it may open would suffer from that.
+const NOFILE_SOFT: libc::rlim_t = 1024;
+
 /// Sets the limits of a child from outside: the guest's root may not raise them.
 pub(crate) fn apply(pid: i32, limits: &[Rlimit]) -> Result<()> {
+    if !limits.iter().any(|limit| limit.name == "nofile") {
+        lower_nofile(pid).at("rlimits", "setting limit nofile")?;
+    }
     for limit in limits {
         let resource = resource(&limit.name).ok_or_else(|| {
             Fault::new(

@@ -23,8 +23,10 @@ const HELP: &str = "\
 berth-monitor: supervises one Berth instance; started by berth-instance.
 
 usage: berth-monitor [--spec-fd N] [--status-fd N]
+       berth-monitor --hold
   --spec-fd N    descriptor with the sealed spec (default 0)
   --status-fd N  descriptor for the start report, JSON until its end (default 1)
+  --hold         do nothing until killed: keeps the scope of guests while there are none
   --help         this text
   --version      version of program and protocol
 ";
@@ -85,6 +87,10 @@ fn parse_arguments(
         let target = match argument.as_str() {
             "--spec-fd" => &mut out.spec,
             "--status-fd" => &mut out.status,
+            "--hold" => loop {
+                // SAFETY: no arguments; returns after a handled signal, and none is.
+                unsafe { libc::pause() };
+            },
             "--help" | "-h" => {
                 print!("{HELP}");
                 return Ok(None);
@@ -137,9 +143,11 @@ fn begin(arguments: &Arguments) -> Result<Option<Monitor>> {
     if spec.privileged {
         run_from_read_only_mount()?;
     }
-    match sys::clone3(0, None).at("monitor", "leaving the caller")? {
+    let place = crate::cgroup::Place::of_monitor(&spec.cgroup)?;
+    match sys::clone3(0, place.v2()).at("monitor", "leaving the caller")? {
         Some(_) => return Ok(None),
         None => {
+            place.join_v1()?;
             // SAFETY: no arguments.
             sys::check(unsafe { libc::setsid() }).at("monitor", "setsid")?;
         }

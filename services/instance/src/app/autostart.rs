@@ -1,6 +1,7 @@
 //! Starting guests after the host booted, in waves: by priority, a few at once, with the delays asked for.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -88,12 +89,27 @@ impl App {
     }
 }
 
+/// How often a start is tried, and how long between: a bridge or a pool may come up a little later.
+const TRIES: u32 = 3;
+const BETWEEN: Duration = Duration::from_secs(5);
+
 async fn start_one(app: Arc<App>, slot: Arc<Slot>, delay: Duration) -> usize {
     let record = slot.record();
-    let done = app.start(&record.project, &record.name, "").await;
-    if let Err(error) = &done {
-        tracing::error!(instance = %record.resource(), %error, "autostart failed");
-    }
+    let mut tried = 0;
+    let started = loop {
+        tried += 1;
+        match app.start(&record.project, &record.name, "").await {
+            Ok(_) => break true,
+            Err(error) => {
+                tracing::error!(instance = %record.resource(), tried, %error, "autostart failed");
+            }
+        }
+        let stays_down = app.closing.load(Ordering::SeqCst) || slot.run().status.is_active();
+        if tried == TRIES || stays_down {
+            break false;
+        }
+        tokio::time::sleep(BETWEEN).await;
+    };
     tokio::time::sleep(delay).await;
-    usize::from(done.is_ok())
+    usize::from(started)
 }

@@ -63,6 +63,7 @@ impl App {
         let record = self.new_record(new)?;
         let draft = self.draft(record, None, &self.profiles_now())?;
         check_etag(plan_etag, &draft.etag)?;
+        self.check_apparmor(None, &draft.expanded.config).await?;
         let values = merge_values(None, &draft, values)?;
         let mut record = draft.record;
         record.attachments = values.attachments;

@@ -35,6 +35,7 @@ impl App {
         .await?;
         tx.commit().await?;
         slot.set_deleted();
+        self.apparmor.unload(&slot.uid).await;
         self.remove_slot(&view.record);
         lock(&self.ids).free(view.record.ids);
         for done in [

@@ -8,6 +8,7 @@ mod delete_instance;
 mod exec;
 mod files;
 mod freeze_instance;
+mod host_shutdown;
 mod live;
 mod logs;
 mod plan;
@@ -24,6 +25,7 @@ mod update_instance;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -38,6 +40,7 @@ use crate::model::limits::HostSize;
 use crate::model::plan::volatile_device;
 use crate::model::record::{Instance, Millis, Profile, Snapshot};
 use crate::runtime::Runtime;
+use crate::runtime::apparmor::{self, AppArmor};
 use crate::runtime::seccomp::Programs;
 use crate::store::{Answer, Change, Records};
 
@@ -45,6 +48,7 @@ pub use console::{ConsoleInput, ConsoleSession};
 pub use create_instance::{ImageFacts, NewInstance};
 pub use exec::{ExecInput, ExecOutput, ExecRequest, ExecStarted};
 pub use files::FileReader;
+pub use host_shutdown::Stopped;
 pub use plan::{NeededPort, NeededVolume, Plan, Values};
 pub use profiles::ProfileUpdate;
 pub use purge::purge;
@@ -70,6 +74,10 @@ pub struct Settings {
     pub state_deadline: Duration,
     pub autostart: bool,
     pub autostart_parallel: usize,
+    /// Confine guests where the kernel can.
+    pub apparmor: bool,
+    /// Where compiled profiles are kept.
+    pub apparmor_dir: std::path::PathBuf,
 }
 
 /// How answers are encoded for the store; given by the layer that knows the messages.
@@ -102,6 +110,7 @@ pub struct App {
     pub runtime: Arc<dyn Runtime>,
     encode: Encode,
     programs: Programs,
+    pub apparmor: AppArmor,
     instances: RwLock<ByName<Arc<Slot>>>,
     /// Every MAC given to an instance, with its uid.
     macs: Mutex<HashMap<String, String>>,
@@ -112,6 +121,8 @@ pub struct App {
     cpus: Mutex<CpuBalance>,
     /// Images' template lists by fingerprint.
     templates: Mutex<HashMap<String, Arc<crate::host::templates::Templates>>>,
+    /// The host goes down: nothing starts any more.
+    closing: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -155,6 +166,8 @@ impl App {
             .map(|p| ((p.project.clone(), p.name.clone()), p))
             .collect();
         let cpus = CpuBalance::new(&facts.cpus);
+        let confinement = apparmor::State::of_host(settings.apparmor);
+        let apparmor = AppArmor::new(confinement, settings.apparmor_dir.clone());
         Ok(Arc::new(App {
             settings,
             facts,
@@ -162,6 +175,7 @@ impl App {
             runtime,
             encode,
             programs: Programs::default(),
+            apparmor,
             instances: RwLock::new(instances),
             macs: Mutex::new(macs),
             profiles: RwLock::new(Arc::new(profiles)),
@@ -169,6 +183,7 @@ impl App {
             ids: Mutex::new(ids),
             cpus: Mutex::new(cpus),
             templates: Mutex::new(HashMap::new()),
+            closing: AtomicBool::new(false),
         }))
     }
 
@@ -248,6 +263,31 @@ impl App {
             record,
             run: slot.run(),
             snapshots: slot.snapshots(),
+        }
+    }
+
+    /// What of a configuration decides about the guest's profile.
+    pub(crate) fn confined_as(
+        config: &crate::model::keys::Config,
+    ) -> crate::model::apparmor::Guest {
+        let is_true = |key: &str| crate::model::value::is_true(config.get(key));
+        crate::model::apparmor::Guest {
+            privileged: is_true("security.privileged"),
+            nesting: is_true("security.nesting"),
+            raw: config.get("raw.apparmor").cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Lets the parser judge `raw.apparmor`, unless it is as before.
+    async fn check_apparmor(
+        &self,
+        before: Option<&crate::model::keys::Config>,
+        config: &crate::model::keys::Config,
+    ) -> Result<(), Error> {
+        let guest = App::confined_as(config);
+        match before.map(App::confined_as) {
+            Some(before) if before == guest => Ok(()),
+            _ => self.apparmor.check(&guest).await,
         }
     }
 

@@ -99,6 +99,7 @@ impl App {
         name::profile(&profile.name)?;
         profile.config.retain(|_, value| !value.is_empty());
         validate(&profile)?;
+        self.check_apparmor(None, &profile.config).await?;
         let _gate = self.profile_gate.write().await;
         if self.profile(&profile.project, &profile.name).is_ok() {
             return Err(Error::already_exists("Profile", &profile.name));
@@ -204,6 +205,7 @@ impl App {
         if new.uid.is_empty() {
             new.uid = uuid::Uuid::now_v7().to_string();
         }
+        self.check_apparmor(Some(&old.config), &new.config).await?;
         let users = self.drafts(&new)?;
         check_etag(plan_etag, &profile_etag(&old, &users))?;
         let mut changes = Vec::new();

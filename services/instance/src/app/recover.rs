@@ -38,7 +38,29 @@ impl App {
         {
             self.remove_stray(uid).await;
         }
+        self.unload_strays(&slots, &known).await;
         Ok(adopted)
+    }
+
+    /// Profiles of guests that no longer run; those of guests that this database does not know stay with them.
+    async fn unload_strays(&self, slots: &[Arc<Slot>], run_dirs: &[String]) {
+        let loaded = match self.apparmor.loaded().await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::warn!(%error, "what AppArmor has loaded is not known");
+                return;
+            }
+        };
+        for uid in loaded {
+            let slot = slots.iter().find(|slot| slot.uid == uid);
+            let gone = match slot {
+                Some(slot) => slot.run().status == Status::Stopped,
+                None => !run_dirs.contains(&uid),
+            };
+            if gone {
+                self.apparmor.unload(&uid).await;
+            }
+        }
     }
 
     /// True when the guest runs.
@@ -129,9 +151,11 @@ impl App {
         let ended = self.runtime.ended(&slot.uid).await;
         let record = slot.record();
         let booted = self.records.boot_id().await.ok().flatten();
-        let host_went_down = booted.is_some_and(|boot| boot != self.facts.boot_id);
-        if record.running && ended.is_none() && host_went_down {
-            // It did not stop, the host did: `running` stays set, so that it is started again.
+        let booted = booted.unwrap_or_else(|| self.facts.boot_id.clone());
+        let stopped_with_all = booted == super::host_shutdown::NO_BOOT;
+        let host_went_down = booted != self.facts.boot_id;
+        if record.running && (stopped_with_all || ended.is_none() && host_went_down) {
+            // The host stopped, or all guests for it: `running` stays set, so that it is started again.
             if let Err(error) = self.runtime.clean(&slot.uid, true).await {
                 tracing::warn!(uid = slot.uid, %error, "leftovers of before the boot stay");
             }

@@ -49,6 +49,8 @@ pub(super) struct Asked {
     pub force: bool,
     /// It will start again at once: the end of this run is no end of the instance.
     pub restart: bool,
+    /// The host goes down: it should run again after the next boot.
+    pub keep_running: bool,
     pub request_id: String,
 }
 

@@ -1,6 +1,7 @@
 //! Starting a guest.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use berth_monitor::protocol::Request;
 use berth_monitor::protocol::StopHow as MonitorStop;
@@ -65,6 +66,10 @@ impl App {
         action: &str,
         request_id: &str,
     ) -> Result<View, Error> {
+        if self.closing.load(Ordering::SeqCst) {
+            let why = "The host is shutting down: no instance starts";
+            return Err(Error::precondition("HOST_SHUTDOWN", why));
+        }
         let before = slot.run();
         let generation = slot.record().generation + 1;
         slot.ask(None);
@@ -181,8 +186,14 @@ impl App {
             .get("security.syscalls.deny_default")
             .and_then(crate::model::value::boolean)
             .unwrap_or(true);
+        let confined_as = App::confined_as(&expanded.config);
+        let apparmor_profile = self.apparmor.load(&record.uid, &confined_as).await?;
         let extra = expanded.get("security.syscalls.deny").unwrap_or_default();
-        let policy = Policy::new(defaults, extra)
+        let mut denied = extra.to_owned();
+        if apparmor_profile.is_some() && confined_as.restricts_mounts() {
+            denied = format!("{}{denied}", crate::model::apparmor::BYPASSES);
+        }
+        let policy = Policy::new(defaults, &denied)
             .map_err(|why| Error::invalid("config.security.syscalls.deny", why))?;
         Ok(Host {
             run_dir: dirs.0,
@@ -192,6 +203,7 @@ impl App {
             unified_parent: self.settings.unified_parent.clone(),
             lxcfs_dir: self.lxcfs_dir(),
             limits,
+            apparmor_profile,
             seccomp: Some(self.programs.get(&policy)?.as_ref().clone()),
             traceparent: berth_rpc::trace::current_traceparent(),
         })

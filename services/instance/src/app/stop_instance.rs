@@ -41,8 +41,8 @@ impl App {
         let slot = self.slot(project, name)?;
         let asked = Asked {
             force: how.force,
-            restart: false,
             request_id: request_id.to_owned(),
+            ..Asked::default()
         };
         // A graceful stop that hangs is what a forced one is for: it goes past the queue.
         if how.force
@@ -55,7 +55,12 @@ impl App {
         self.stop_now(&slot, how, asked).await
     }
 
-    async fn stop_now(&self, slot: &Arc<Slot>, how: StopHow, asked: Asked) -> Result<View, Error> {
+    pub(super) async fn stop_now(
+        &self,
+        slot: &Arc<Slot>,
+        how: StopHow,
+        asked: Asked,
+    ) -> Result<View, Error> {
         let before = slot.run();
         if before.status == Status::Error {
             return Err(Error::unavailable(before.message));
@@ -131,7 +136,7 @@ impl App {
         let asked = Asked {
             force: how.force,
             restart: true,
-            request_id: String::new(),
+            ..Asked::default()
         };
         self.stop_now(&slot, how, asked).await?;
         self.start_now(&slot, "instance-restarted", request_id)
@@ -143,9 +148,10 @@ impl App {
         forget_run_keys(record);
         record.generation = record.generation.max(generation);
         record.running = keep_running;
+        let power = if keep_running { "RUNNING" } else { "STOPPED" };
         record
             .config
-            .insert("volatile.last_state.power".to_owned(), "STOPPED".to_owned());
+            .insert("volatile.last_state.power".to_owned(), power.to_owned());
     }
 }
 

@@ -60,6 +60,8 @@ impl App {
         record.attachments = values.attachments;
         record.ports = values.ports;
         check_privilege(&slot, &old, &draft.expanded)?;
+        self.check_apparmor(Some(&old.config), &draft.expanded.config)
+            .await?;
         let applied = self
             .apply_live(&slot, (&before, &old), (&record, &draft.expanded))
             .await?;

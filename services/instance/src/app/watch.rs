@@ -160,6 +160,8 @@ impl App {
             tracing::error!(uid = slot.uid, %error, "what the guest's monitor left was not removed");
         }
         lock(&self.cpus).release(&slot.uid);
+        // Before it is said to be stopped: a start after that loads it again.
+        self.apparmor.unload(&slot.uid).await;
         while let Err(error) = self.commit_end(slot, ended.as_ref()).await {
             tracing::error!(uid = slot.uid, %error, "the end of a run was not written down yet");
             tokio::time::sleep(RETRY).await;
@@ -186,6 +188,7 @@ impl App {
             ..Run::stopped(generation)
         };
         let restart = asked.as_ref().is_some_and(|a| a.restart);
+        let keep_running = restart || asked.as_ref().is_some_and(|a| a.keep_running);
         let record = slot.record();
         let action = match &asked {
             Some(asked) if asked.force => "instance-stopped",
@@ -211,7 +214,7 @@ impl App {
         let request_id = asked.map(|a| a.request_id).unwrap_or_default();
         let told = (!restart).then_some(event);
         self.commit(slot, Some(run.clone()), &request_id, told, |record| {
-            App::note_stop(record, generation, restart);
+            App::note_stop(record, generation, keep_running);
             Ok(())
         })
         .await?;

@@ -335,6 +335,9 @@ impl InstanceService for Api {
 
     async fn get_host(&self, _: Request<proto::GetHostRequest>) -> Answer<proto::Host> {
         let facts = &self.app.facts;
+        let mut runtime_features = facts.runtime_features.clone();
+        let confined = *self.app.apparmor.state() == crate::runtime::apparmor::State::On;
+        runtime_features.insert("apparmor".to_owned(), confined.to_string());
         Ok(Response::new(proto::Host {
             hostname: facts.hostname.clone(),
             kernel: facts.kernel.clone(),
@@ -342,7 +345,7 @@ impl InstanceService for Api {
             kernel_architecture: facts.kernel_architecture.clone(),
             architectures: facts.architectures.clone(),
             kernel_features: facts.kernel_features.clone().into_iter().collect(),
-            runtime_features: facts.runtime_features.clone().into_iter().collect(),
+            runtime_features: runtime_features.into_iter().collect(),
             os_name: facts.os_name.clone(),
             os_version: facts.os_version.clone(),
             memory_total_bytes: i64::try_from(facts.memory_bytes).unwrap_or(i64::MAX),
@@ -352,6 +355,34 @@ impl InstanceService for Api {
             cpus: facts.topology.iter().map(cpu).collect(),
             cpu_vendor: facts.cpu_vendor.clone(),
             cpu_name: facts.cpu_name.clone(),
+        }))
+    }
+
+    async fn stop_guests(
+        &self,
+        _: Request<proto::StopGuestsRequest>,
+    ) -> Answer<proto::StopGuestsResponse> {
+        let app = self.app.clone();
+        // A caller that goes away does not end the shutdown half-way.
+        let stopping = tokio::spawn(async move { app.stop_guests().await });
+        let stopped = stopping.await.map_err(Error::internal)??;
+        let count = |n| i32::try_from(n).unwrap_or(i32::MAX);
+        Ok(Response::new(proto::StopGuestsResponse {
+            stopped: count(stopped.in_time),
+            killed: count(stopped.killed),
+            left: stopped.left,
+        }))
+    }
+
+    async fn start_guests(
+        &self,
+        _: Request<proto::StartGuestsRequest>,
+    ) -> Answer<proto::StartGuestsResponse> {
+        let app = self.app.clone();
+        let starting = tokio::spawn(async move { app.start_guests().await });
+        let started = starting.await.map_err(Error::internal)??;
+        Ok(Response::new(proto::StartGuestsResponse {
+            started: i32::try_from(started).unwrap_or(i32::MAX),
         }))
     }
 

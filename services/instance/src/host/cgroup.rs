@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Mount points of every cgroup hierarchy, v1 and v2.
-fn hierarchies() -> io::Result<Vec<PathBuf>> {
+pub fn hierarchies() -> io::Result<Vec<PathBuf>> {
     Ok(parse_mountinfo(&fs::read_to_string(
         "/proc/self/mountinfo",
     )?))

@@ -196,7 +196,9 @@ fn kernel_features() -> BTreeMap<String, String> {
     let probe = unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, 0, 0) };
     let errno = std::io::Error::last_os_error().raw_os_error();
     let idmapped = probe < 0 && errno != Some(libc::ENOSYS);
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
     let features = [
+        ("apparmor", enabled.is_ok_and(|text| text.trim() == "Y")),
         ("idmapped_mounts", idmapped),
         ("netnsid_getifaddrs", true),
         (

@@ -178,6 +178,10 @@ fn uuid(text: &str) -> Result<(), String> {
         .map_err(|_| format!("Invalid UUID: {text:?}"))
 }
 
+fn apparmor(text: &str) -> Result<(), String> {
+    crate::model::apparmor::check_raw(text)
+}
+
 fn expiry(text: &str) -> Result<(), String> {
     value::expiry(text)
 }
@@ -209,6 +213,7 @@ const TABLE: &[Key] = {
         key("limits.processes", processes, Live, Container),
         key("linux.sysctl.", line, NextStart, Container),
         only("migration.stateful", boolean, &["false", "0", "no", "off"]),
+        key("raw.apparmor", apparmor, Live, Any),
         key("security.idmap.isolated", boolean, Live, Container),
         key("security.idmap.size", id_size, Stopped, Container),
         key("security.nesting", boolean, NextStart, Container),
@@ -237,7 +242,6 @@ const TABLE: &[Key] = {
         not_yet("linux.kernel_modules", Container),
         not_yet("migration.incremental.", Container),
         not_yet("nvidia.", Container),
-        not_yet("raw.apparmor", Any),
         not_yet("raw.idmap", Container),
         not_yet("raw.lxc", Container),
         not_yet("raw.qemu", VirtualMachine),
@@ -458,7 +462,7 @@ mod tests {
         ) {
             let name = TABLE[at].name;
             let free = ["user.", "cloud-init.network-config", "cloud-init.user-data",
-                "cloud-init.vendor-data", "security.syscalls.deny", "snapshots.expiry"];
+                "cloud-init.vendor-data", "security.syscalls.deny", "snapshots.expiry", "raw.apparmor"];
             prop_assume!(!free.contains(&name));
             let name = if name.ends_with('.') { format!("{name}nofile") } else { name.to_owned() };
             let text = format!("{before}{bad}x");

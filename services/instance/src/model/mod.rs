@@ -1,5 +1,6 @@
 //! Pure: types, parsers, transitions and plans. No I/O, no clock, no randomness.
 
+pub mod apparmor;
 pub mod attachment;
 pub mod cpu;
 pub mod device;

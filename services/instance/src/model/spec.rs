@@ -20,6 +20,8 @@ pub struct Host {
     pub lxcfs_dir: Option<String>,
     pub limits: monitor::Limits,
     pub seccomp: Option<monitor::Bpf>,
+    /// Name of the loaded profile, where guests are confined.
+    pub apparmor_profile: Option<String>,
     pub traceparent: Option<String>,
 }
 
@@ -82,7 +84,7 @@ pub fn build(
         seccomp: host.seccomp,
         drop_capabilities: drop.iter().map(|c| (*c).to_owned()).collect(),
         lxcfs_dir: host.lxcfs_dir,
-        apparmor_profile: None,
+        apparmor_profile: host.apparmor_profile,
         oom_score_adj: None,
         dev_lxd_dir: None,
         reboot_in_place: !instance.ephemeral,
@@ -450,6 +452,7 @@ mod tests {
             unified_parent: None,
             lxcfs_dir: None,
             limits: monitor::Limits::default(),
+            apparmor_profile: None,
             seccomp: None,
             traceparent: None,
         }

@@ -80,6 +80,13 @@ impl Fake {
             .collect()
     }
 
+    /// Guests that were asked to stop, in the order of the requests.
+    pub fn stops(&self) -> Vec<String> {
+        let inner = self.lock();
+        let stops = inner.log.iter().filter(|(_, request)| request == "Stop");
+        stops.map(|(uid, _)| uid.clone()).collect()
+    }
+
     /// The spec that a guest runs with.
     pub fn spec(&self, uid: &str) -> Option<Spec> {
         self.lock().guests.get(uid).map(|g| g.spec.clone())

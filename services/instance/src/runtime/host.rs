@@ -17,6 +17,7 @@ use berth_monitor::spec::Spec;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
+use super::scope::Scope;
 use super::{Place, Root, Runtime, Started, TemplateJob};
 use crate::Error;
 use crate::host::rootfs::{GuestRoot, Volume};
@@ -32,6 +33,8 @@ pub struct Host {
     pub cgroup_parents: Vec<String>,
     /// Where host paths of attachments are looked up; this process's own when absent.
     pub host_mount_ns: Option<String>,
+    /// Under systemd, where guests and monitors go.
+    pub scope: Option<Scope>,
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
@@ -88,6 +91,10 @@ impl Runtime for Host {
     #[tracing::instrument(name = "monitor start", skip_all)]
     async fn start(&self, spec: Spec) -> Result<Started, Fault> {
         let fail = |e: io::Error| Fault::io("monitor", &e, "starting the monitor");
+        if let Some(scope) = &self.scope {
+            let ready = scope.ensure().await;
+            ready.map_err(|e| Fault::new("scope", FaultCode::Kernel, format!("{e:#}")))?;
+        }
         // Left by an earlier run: it would be taken for this one's end.
         match std::fs::remove_file(Path::new(&spec.run_dir).join("status.json")) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),

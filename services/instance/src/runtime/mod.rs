@@ -3,6 +3,7 @@
 //! [`Runtime`] is the seam: [`host::Host`] starts real monitors, [`fake::Fake`] answers the same protocol
 //! without a kernel.
 
+pub mod apparmor;
 #[doc(hidden)]
 pub mod fake;
 pub mod host;

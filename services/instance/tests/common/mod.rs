@@ -52,6 +52,8 @@ pub fn settings() -> Settings {
         state_deadline: Duration::from_millis(100),
         autostart: true,
         autostart_parallel: 4,
+        apparmor: false,
+        apparmor_dir: std::env::temp_dir(),
     }
 }
 

@@ -24,6 +24,60 @@ const V2_CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "memory", "pids", "io"];
 /// Leaf for execs where the guest's own root may hold no processes (v2, once init enabled controllers there).
 const EXEC_LEAF: &str = ".lxc";
 
+/// Where the monitor itself goes: out of the unit of the service, which may be stopped or limited.
+pub(crate) struct Place {
+    v2: Option<OwnedFd>,
+    tasks: Vec<OwnedFd>,
+}
+
+impl Place {
+    /// The leaf for monitors in the delegated scope; nowhere else without one.
+    pub(crate) fn of_monitor(spec: &CgroupSpec) -> Result<Place> {
+        let mut place = Place {
+            v2: None,
+            tasks: Vec::new(),
+        };
+        let Some(scope) = &spec.unified_parent else {
+            return Ok(place);
+        };
+        let mountinfo =
+            std::fs::read_to_string("/proc/self/mountinfo").at("cgroup", "reading mountinfo")?;
+        for found in hierarchy::parse(&mountinfo) {
+            if !found.kind.delegated() {
+                continue;
+            }
+            let path = format!("{}/{scope}", found.mount);
+            let doing = || format!("entering {path}/{}", crate::MONITORS);
+            let scope = sys::open(&path, libc::O_RDONLY | libc::O_DIRECTORY)
+                .at("cgroup", format!("opening {path}"))?;
+            let leaf = make_leaf(&scope, crate::MONITORS).at("cgroup", doing())?;
+            match found.kind {
+                Kind::V2 => place.v2 = Some(leaf),
+                _ => place
+                    .tasks
+                    .push(sys::openat(&leaf, "tasks", libc::O_WRONLY, 0).at("cgroup", doing())?),
+            }
+        }
+        Ok(place)
+    }
+
+    pub(crate) fn v2(&self) -> Option<BorrowedFd<'_>> {
+        self.v2.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(crate) fn join_v1(&self) -> Result<()> {
+        crate::start::child::join_tasks(&self.tasks)
+    }
+}
+
+fn make_leaf(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    match sys::mkdirat(&parent, name, 0o755) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    sys::openat(&parent, name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+}
+
 /// One directory.
 struct Dir {
     kind: Kind,
@@ -58,11 +112,12 @@ impl GuestCgroup {
         }
         for found in all {
             let delegated = found.kind.delegated();
-            let parent = match &spec.unified_parent {
-                Some(path) if delegated => path,
-                _ => &spec.parent,
+            let (parent, above) = match &spec.unified_parent {
+                // What is above the scope is systemd's: it passes on what a delegated unit needs.
+                Some(path) if delegated => (path, Above::Systemd),
+                _ => (&spec.parent, Above::Ours),
             };
-            match make_dir(&found, parent, &spec.name) {
+            match make_dir(&found, parent, above, &spec.name) {
                 Ok(dir) => cgroup.dirs.push(dir),
                 Err(e) => {
                     cgroup.remove_quietly();
@@ -99,14 +154,8 @@ impl GuestCgroup {
         let Some(dir) = self.v2() else {
             return Ok(None);
         };
-        match sys::mkdirat(dir, EXEC_LEAF, 0o755) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(e).at("cgroup", "making the exec leaf");
-            }
-            _ => {}
-        }
-        sys::openat(dir, EXEC_LEAF, libc::O_RDONLY | libc::O_DIRECTORY, 0)
-            .at("cgroup", "opening the exec leaf")
+        make_leaf(dir, EXEC_LEAF)
+            .at("cgroup", "making the exec leaf")
             .map(Some)
     }
 
@@ -248,12 +297,26 @@ fn absent(e: &io::Error) -> bool {
 /// Levels of cgroups that a guest may make below its own; guests in guests take some ten each.
 const DEEPEST: &str = "128";
 
-fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Result<Dir> {
+/// Who passes controllers on to the parent of guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Above {
+    Ours,
+    Systemd,
+}
+
+fn make_dir(
+    found: &hierarchy::Hierarchy,
+    parent: &str,
+    above: Above,
+    name: &str,
+) -> io::Result<Dir> {
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
     let mut at = sys::open(&found.mount, directory)?;
     let is_cpuset = matches!(&found.kind, Kind::V1(list) if list.iter().any(|c| c == "cpuset"));
     for component in parent.split('/') {
-        prepare(&found.kind, &at)?;
+        if above == Above::Ours {
+            prepare(&found.kind, &at)?;
+        }
         match sys::mkdirat(&at, component, 0o755) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
