@@ -185,6 +185,11 @@ pub fn open_to_others(directory: &Path) {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711)).unwrap();
 }
 
+/// The directory with the binaries under test.
+pub fn binaries() -> PathBuf {
+    built().unwrap_or_else(|| paths::build(false).unwrap())
+}
+
 /// Binaries that were built with these tests; `None` makes `up` build them.
 fn built() -> Option<PathBuf> {
     if let Some(directory) = std::env::var_os("BERTH_BIN_DIR") {
