@@ -11,6 +11,7 @@ use berth_instance::runtime::host::Host;
 use berth_instance::runtime::{Runtime, scope};
 use berth_instance::store::Records;
 use berth_instance::{grpc, host};
+use berth_monitor::spawn::Program;
 use berth_server::{Args, Reload, Server, Startup};
 
 fn main() -> ExitCode {
@@ -47,13 +48,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
     })
 }
 
-fn monitors(config: &Config, unified_parent: Option<&str>) -> anyhow::Result<Host> {
+fn monitors(
+    config: &Config,
+    program: Option<Program>,
+    unified_parent: Option<&str>,
+) -> anyhow::Result<Host> {
     let mut cgroup_parents = vec![config.cgroup_parent.clone()];
     cgroup_parents.extend(unified_parent.map(str::to_owned));
     let host = Host {
         run_dir: config.run_dir.clone(),
         log_dir: config.log_dir(),
-        monitor: config.monitor()?,
+        program: program.map(Arc::new),
         cgroup_parents,
         host_mount_ns: config.host_mount_ns.clone(),
     };
@@ -65,7 +70,11 @@ async fn serve(config: Config, reload: Reload<Config>) -> anyhow::Result<()> {
     let _telemetry = berth_server::telemetry("berth-instance", &config.server)?;
     let facts = Facts::read().context("reading facts of the host")?;
     let unified = scope::for_guests(&config).await?;
-    let monitors: Arc<dyn Runtime> = Arc::new(monitors(&config, unified.as_deref())?);
+    let path = config.monitor()?;
+    let program =
+        Program::load(&path).with_context(|| format!("monitor: reading {}", path.display()))?;
+    let monitors = monitors(&config, Some(program), unified.as_deref())?;
+    let monitors: Arc<dyn Runtime> = Arc::new(monitors);
     let node = config
         .node
         .clone()
@@ -91,7 +100,7 @@ async fn serve(config: Config, reload: Reload<Config>) -> anyhow::Result<()> {
 }
 
 async fn remove_all(config: &Config) -> anyhow::Result<()> {
-    let monitors = monitors(config, None)?;
+    let monitors = monitors(config, None, None)?;
     let left = app::purge(&monitors).await?;
     host::cgroup::remove_empty_parent(&config.cgroup_parent)?;
     anyhow::ensure!(

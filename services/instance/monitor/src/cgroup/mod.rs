@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::error::{AtStage, Fault, FaultCode, Result};
-use crate::spec::{CgroupSpec, Limits};
+use crate::spec::{CgroupSpec, Limits, MONITORS};
 use crate::sys;
 
 pub(crate) mod devices;
@@ -31,6 +31,69 @@ struct Dir {
     fd: OwnedFd,
     /// v2: what the guest's directory offers.
     controllers: Vec<String>,
+}
+
+/// Where monitors live: whoever ends the service's own group (a container engine, a session) ends no guest.
+pub(crate) struct MonitorGroups {
+    v2: Option<OwnedFd>,
+    /// `tasks` of v1 hierarchies.
+    tasks: Vec<OwnedFd>,
+}
+
+impl MonitorGroups {
+    /// Makes the directories, in the hierarchies where this process is not at the root already.
+    pub(crate) fn open(spec: &CgroupSpec) -> Result<MonitorGroups> {
+        let read =
+            |path: &str| std::fs::read_to_string(path).at("cgroup", format!("reading {path}"));
+        let own = read("/proc/self/cgroup")?;
+        let mut groups = MonitorGroups {
+            v2: None,
+            tasks: Vec::new(),
+        };
+        for found in hierarchy::parse(&read("/proc/self/mountinfo")?) {
+            if found.kind.is_at_root(&own) {
+                continue;
+            }
+            let parent = spec.parent_in(&found.kind);
+            groups.add(&found, parent).at(
+                "cgroup",
+                format!("opening {parent}/{MONITORS} in {}", found.mount),
+            )?;
+        }
+        Ok(groups)
+    }
+
+    fn add(&mut self, found: &hierarchy::Hierarchy, parent: &str) -> io::Result<()> {
+        let parent = open_parent(found, parent)?;
+        match sys::mkdirat(&parent, MONITORS, 0o755) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        let dir = sys::openat(&parent, MONITORS, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        if found.kind == Kind::V2 {
+            self.v2 = Some(dir);
+            return Ok(());
+        }
+        if found.kind.is_cpuset() {
+            fill_cpuset(&parent, &dir)?;
+        }
+        self.tasks
+            .push(sys::openat(&dir, "tasks", libc::O_WRONLY, 0)?);
+        Ok(())
+    }
+
+    /// Directory for CLONE_INTO_CGROUP.
+    pub(crate) fn v2(&self) -> Option<BorrowedFd<'_>> {
+        self.v2.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Moves this (single-threaded) process into the v1 directories.
+    pub(crate) fn join(self) -> Result<()> {
+        for tasks in &self.tasks {
+            sys::write_whole(tasks, b"0").at("cgroup", "leaving the service's group")?;
+        }
+        Ok(())
+    }
 }
 
 /// All directories of one run of a guest.
@@ -57,11 +120,7 @@ impl GuestCgroup {
             ));
         }
         for found in all {
-            let delegated = found.kind.delegated();
-            let parent = match &spec.unified_parent {
-                Some(path) if delegated => path,
-                _ => &spec.parent,
-            };
+            let parent = spec.parent_in(&found.kind);
             match make_dir(&found, parent, &spec.name) {
                 Ok(dir) => cgroup.dirs.push(dir),
                 Err(e) => {
@@ -248,10 +307,19 @@ fn absent(e: &io::Error) -> bool {
 /// Levels of cgroups that a guest may make below its own; guests in guests take some ten each.
 const DEEPEST: &str = "128";
 
-fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Result<Dir> {
+impl CgroupSpec {
+    fn parent_in(&self, kind: &Kind) -> &str {
+        match &self.unified_parent {
+            Some(path) if kind.delegated() => path,
+            _ => &self.parent,
+        }
+    }
+}
+
+/// Opens the directory that guests' and monitors' directories are in, made when missing.
+fn open_parent(found: &hierarchy::Hierarchy, parent: &str) -> io::Result<OwnedFd> {
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
     let mut at = sys::open(&found.mount, directory)?;
-    let is_cpuset = matches!(&found.kind, Kind::V1(list) if list.iter().any(|c| c == "cpuset"));
     for component in parent.split('/') {
         prepare(&found.kind, &at)?;
         match sys::mkdirat(&at, component, 0o755) {
@@ -259,12 +327,18 @@ fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Resul
             _ => {}
         }
         let next = sys::openat(&at, component, directory, 0)?;
-        if is_cpuset {
+        if found.kind.is_cpuset() {
             fill_cpuset(&at, &next)?;
         }
         at = next;
     }
     prepare(&found.kind, &at)?;
+    Ok(at)
+}
+
+fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Result<Dir> {
+    let directory = libc::O_RDONLY | libc::O_DIRECTORY;
+    let at = open_parent(found, parent)?;
     match sys::mkdirat(&at, name, 0o755) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             remove_tree(&at, name)?;
@@ -273,7 +347,7 @@ fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Resul
         other => other?,
     }
     let fd = sys::openat(&at, name, directory, 0)?;
-    if is_cpuset {
+    if found.kind.is_cpuset() {
         fill_cpuset(&at, &fd)?;
     }
     if found.kind == Kind::V2 {

@@ -270,6 +270,9 @@ pub struct DeviceNode {
     pub gid: u32,
 }
 
+/// Directory of the monitors themselves, beside their guests'.
+pub const MONITORS: &str = "monitors";
+
 /// Where the guest's cgroups are, relative to each hierarchy's root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
