@@ -10,6 +10,7 @@ use crate::deb;
 use crate::image::{self, Kind};
 use crate::packages;
 use crate::postgres::Postgres;
+use crate::sandbox::engine::Tools;
 use crate::sandbox::paths;
 
 #[derive(Debug, clap::Args)]
@@ -49,6 +50,7 @@ pub fn run(options: &Options) -> Result<()> {
         image::cached(kind, &paths::cache())?;
     }
     deb::prepare(&paths::cache())?;
+    Tools::cached()?;
     let postgres = Postgres::start()?;
     let counted = run_tests(options, &binaries, &postgres)?;
     // Before `exit`, which runs no destructors.
