@@ -8,6 +8,7 @@ use berth_instance::app::{self, App};
 use berth_instance::config::Config;
 use berth_instance::host::facts::Facts;
 use berth_instance::runtime::host::Host;
+use berth_instance::runtime::meter::Meters;
 use berth_instance::runtime::{Runtime, scope};
 use berth_instance::store::Records;
 use berth_instance::{grpc, host};
@@ -56,6 +57,7 @@ fn monitors(config: &Config, unified_parent: Option<&str>) -> anyhow::Result<Hos
         monitor: config.monitor()?,
         cgroup_parents,
         host_mount_ns: config.host_mount_ns.clone(),
+        meters: Meters::default(),
     };
     host.prepare()
         .with_context(|| format!("making {}", config.run_dir.display()))

@@ -15,7 +15,7 @@ use crate::sys;
 pub(crate) mod devices;
 pub(crate) mod hierarchy;
 pub(crate) mod limits;
-mod stats;
+pub(crate) mod stats;
 
 use hierarchy::Kind;
 use limits::{Value, Version};
@@ -58,10 +58,8 @@ impl GuestCgroup {
         }
         for found in all {
             let delegated = found.kind.delegated();
-            let parent = match &spec.unified_parent {
-                Some(path) if delegated => path,
-                _ => &spec.parent,
-            };
+            let unified_parent = spec.unified_parent.as_deref();
+            let parent = CgroupSpec::parent_in(&spec.parent, unified_parent, delegated);
             match make_dir(&found, parent, &spec.name) {
                 Ok(dir) => cgroup.dirs.push(dir),
                 Err(e) => {
@@ -79,10 +77,12 @@ impl GuestCgroup {
 
     /// Directory for CLONE_INTO_CGROUP.
     pub(crate) fn v2(&self) -> Option<BorrowedFd<'_>> {
-        self.dirs
-            .iter()
-            .find(|d| d.kind == Kind::V2)
-            .map(|d| d.fd.as_fd())
+        self.v2_dir().map(AsFd::as_fd)
+    }
+
+    fn v2_dir(&self) -> Option<&OwnedFd> {
+        let dir = self.dirs.iter().find(|d| d.kind == Kind::V2);
+        dir.map(|d| &d.fd)
     }
 
     /// `tasks` of each v1 hierarchy, opened for writing.
@@ -166,20 +166,9 @@ impl GuestCgroup {
     }
 
     fn find(&self, controller: &str) -> Option<(&Dir, Version)> {
-        self.dirs.iter().find_map(|dir| match &dir.kind {
-            Kind::V1(list) if list.iter().any(|c| c == controller) => Some((dir, Version::V1)),
-            Kind::V2 => {
-                let name = if controller == "blkio" {
-                    "io"
-                } else {
-                    controller
-                };
-                dir.controllers
-                    .iter()
-                    .any(|c| c == name)
-                    .then_some((dir, Version::V2))
-            }
-            _ => None,
+        self.dirs.iter().find_map(|dir| {
+            let version = dir.kind.counts(&dir.controllers, controller)?;
+            Some((dir, version))
         })
     }
 
