@@ -16,7 +16,7 @@ use crate::sys;
 pub(crate) mod devices;
 pub(crate) mod hierarchy;
 pub(crate) mod limits;
-mod stats;
+pub(crate) mod stats;
 
 use hierarchy::Kind;
 use limits::{Value, Version};
@@ -63,7 +63,7 @@ impl MonitorGroups {
             if found.kind.is_at_root(&own) {
                 continue;
             }
-            let (parent, above) = spec.parent_in(&found.kind);
+            let (parent, above) = spec.place_in(&found.kind);
             groups.add(&found, parent, above).at(
                 "cgroup",
                 format!("opening {parent}/{MONITORS} in {}", found.mount),
@@ -130,7 +130,7 @@ impl GuestCgroup {
             ));
         }
         for found in all {
-            let (parent, above) = spec.parent_in(&found.kind);
+            let (parent, above) = spec.place_in(&found.kind);
             match make_dir(&found, parent, above, &spec.name) {
                 Ok(dir) => cgroup.dirs.push(dir),
                 Err(e) => {
@@ -148,10 +148,12 @@ impl GuestCgroup {
 
     /// Directory for CLONE_INTO_CGROUP.
     pub(crate) fn v2(&self) -> Option<BorrowedFd<'_>> {
-        self.dirs
-            .iter()
-            .find(|d| d.kind == Kind::V2)
-            .map(|d| d.fd.as_fd())
+        self.v2_dir().map(AsFd::as_fd)
+    }
+
+    fn v2_dir(&self) -> Option<&OwnedFd> {
+        let dir = self.dirs.iter().find(|d| d.kind == Kind::V2);
+        dir.map(|d| &d.fd)
     }
 
     /// `tasks` of each v1 hierarchy, opened for writing.
@@ -229,20 +231,9 @@ impl GuestCgroup {
     }
 
     fn find(&self, controller: &str) -> Option<(&Dir, Version)> {
-        self.dirs.iter().find_map(|dir| match &dir.kind {
-            Kind::V1(list) if list.iter().any(|c| c == controller) => Some((dir, Version::V1)),
-            Kind::V2 => {
-                let name = if controller == "blkio" {
-                    "io"
-                } else {
-                    controller
-                };
-                dir.controllers
-                    .iter()
-                    .any(|c| c == name)
-                    .then_some((dir, Version::V2))
-            }
-            _ => None,
+        self.dirs.iter().find_map(|dir| {
+            let version = dir.kind.counts(&dir.controllers, controller)?;
+            Some((dir, version))
         })
     }
 
@@ -319,12 +310,17 @@ enum Above {
 }
 
 impl CgroupSpec {
-    fn parent_in(&self, kind: &Kind) -> (&str, Above) {
-        match &self.unified_parent {
+    /// The parent in this hierarchy, and who passes controllers on to it.
+    fn place_in(&self, kind: &Kind) -> (&str, Above) {
+        let delegated = kind.delegated();
+        let unified_parent = self.unified_parent.as_deref();
+        let above = match unified_parent {
             // What is above the scope is systemd's: it passes on what a delegated unit needs.
-            Some(path) if kind.delegated() => (path, Above::Systemd),
-            _ => (&self.parent, Above::Ours),
-        }
+            Some(_) if delegated => Above::Systemd,
+            _ => Above::Ours,
+        };
+        let parent = CgroupSpec::parent_in(&self.parent, unified_parent, delegated);
+        (parent, above)
     }
 }
 
