@@ -21,6 +21,7 @@ mod requests;
 mod serve;
 mod telemetry;
 mod tls;
+mod whole_uploads;
 
 pub use args::{Args, Startup};
 pub use config::{
@@ -33,3 +34,4 @@ pub use requests::Requests;
 pub use serve::{ServeError, Server, notify_systemd};
 pub use telemetry::{TelemetryGuard, set_log_level, telemetry};
 pub use tls::{Purpose, ServerTls};
+pub use whole_uploads::{BrokenOff, WholeUploads};
