@@ -24,6 +24,7 @@ mod serve;
 mod telemetry;
 mod tls;
 mod watchdog;
+mod whole_uploads;
 
 pub use args::{Args, Startup};
 pub use config::{
@@ -39,3 +40,4 @@ pub use telemetry::{
     telemetry,
 };
 pub use tls::{Purpose, ServerTls};
+pub use whole_uploads::{BrokenOff, WholeUploads};

@@ -14,7 +14,7 @@ use tonic::{Response, Status, Streaming};
 mod measure;
 
 use crate::App;
-use crate::app::instances;
+use crate::app::{instances, scheduled};
 use crate::clients::Owners;
 use crate::rest::urls;
 
@@ -104,6 +104,15 @@ async fn read(
                 seen.after_sequence = event.sequence;
                 measure::arrived(owner, &event);
                 tell(app, &event);
+                if owner == Owner::Instance && event.action == "instance-started" {
+                    let app = app.clone();
+                    let name = event.resource.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = scheduled::started(&app, &name).await {
+                            tracing::warn!(%name, %error, "no snapshot at the start");
+                        }
+                    });
+                }
                 if owner == Owner::Instance && has_ended(&event.action) {
                     let app = app.clone();
                     tokio::spawn(async move {

@@ -350,9 +350,14 @@ fn open_parent(
     Ok(at)
 }
 
-fn make_dir(found: &hierarchy::Hierarchy, parent: &str, name: &str) -> io::Result<Dir> {
+fn make_dir(
+    found: &hierarchy::Hierarchy,
+    parent: &str,
+    above: Above,
+    name: &str,
+) -> io::Result<Dir> {
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
-    let at = open_parent(found, parent)?;
+    let at = open_parent(found, parent, above)?;
     match sys::mkdirat(&at, name, 0o755) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             remove_tree(&at, name)?;
