@@ -16,6 +16,9 @@ pub struct Args {
     /// Print the configuration in force, with where each value comes from, and exit.
     #[arg(long)]
     pub print_config: bool,
+    /// Print passwords as well.
+    #[arg(long, requires = "print_config")]
+    pub show_secrets: bool,
     /// Print every configuration key as a table in Markdown and exit.
     #[arg(long)]
     pub print_keys: bool,
@@ -76,7 +79,7 @@ impl Args {
         }
         let loaded = config::load::<C>(self.config.as_deref())?;
         if self.print_config {
-            print(&config::print(&loaded)?);
+            print(&config::print(&loaded, self.show_secrets)?);
             return Ok(Startup::Done);
         }
         if self.check_config {

@@ -185,7 +185,7 @@ fn a_wrong_text_is_told_with_its_lines() {
 fn what_is_printed_says_where_it_is_from_and_reads_the_same() {
     let text = "[server]\nlisten = ['tls:[::]:7443']\ndatabase = 'postgres://me:pw@h/d'\n[server.tls]\ncertificate = '/c'\nkey = '/k'\nclient_ca = '/a'\n";
     let loaded = read(text, &[("BERTH_IMAGE__UNPACK__MAX_BYTES", "9")]).unwrap();
-    let printed = print(&loaded).unwrap();
+    let printed = print(&loaded, false).unwrap();
     for line in [
         "roots = []  # default",
         "# node =",
@@ -198,11 +198,12 @@ fn what_is_printed_says_where_it_is_from_and_reads_the_same() {
         assert!(printed.lines().any(|l| l == line), "{line}\n{printed}");
     }
     assert!(!printed.contains("pw"), "{printed}");
+    assert!(print(&loaded, true).unwrap().contains("me:pw@"));
     let again = read(&printed, &[]).unwrap().config;
     assert_eq!(again.server.tls, loaded.config.server.tls);
     assert_eq!(again.unpack, loaded.config.unpack);
     // Defaults alone give no table that is not there.
-    let plain = print(&read("", &[]).unwrap()).unwrap();
+    let plain = print(&read("", &[]).unwrap(), false).unwrap();
     assert!(plain.contains("# [server.tls]"), "{plain}");
     assert!(read(&plain, &[]).unwrap().config.server.tls.is_none());
 }

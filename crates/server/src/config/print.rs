@@ -4,18 +4,18 @@ use super::keys::{self, Key};
 use super::load::Loaded;
 use super::{ConfigError, Configuration};
 
-/// TOML that means the same, but for what is secret.
+/// TOML that means the same; passwords are left out unless `secrets` are asked for.
 ///
 /// # Errors
 /// When a value can't be written as TOML.
-pub fn print<C: Configuration>(loaded: &Loaded<C>) -> Result<String, ConfigError> {
+pub fn print<C: Configuration>(loaded: &Loaded<C>, secrets: bool) -> Result<String, ConfigError> {
     let table = toml::Table::try_from(&loaded.config)
         .map_err(|e| ConfigError::Value(format!("printing: {e}")))?;
     let keys = keys::keys::<C>();
     let (top, below): (Vec<_>, Vec<_>) = keys.iter().partition(|key| !key.name.contains('.'));
     let mut text = String::new();
     for key in top {
-        line(&mut text, key, &table, loaded);
+        line(&mut text, key, &table, loaded, secrets);
     }
     let mut section = String::new();
     for key in below {
@@ -28,17 +28,19 @@ pub fn print<C: Configuration>(loaded: &Loaded<C>) -> Result<String, ConfigError
             section = of.to_owned();
             text += &format!("\n{}[{of}]\n", if there { "" } else { "# " });
         }
-        line(&mut text, key, &table, loaded);
+        line(&mut text, key, &table, loaded, secrets);
     }
     Ok(text)
 }
 
-fn line<C>(text: &mut String, key: &Key, table: &toml::Table, loaded: &Loaded<C>) {
+fn line<C>(text: &mut String, key: &Key, table: &toml::Table, loaded: &Loaded<C>, secrets: bool) {
     let name = key.name.rsplit('.').next().unwrap_or(&key.name);
     let origin = loaded.origins.exactly(&key.name);
     *text += &match keys::find(table, &key.name) {
         None => format!("# {name} =\n"),
-        Some(value) if key.secret => format!("{name} = {}  # {origin}\n", redacted(value)),
+        Some(value) if key.secret && !secrets => {
+            format!("{name} = {}  # {origin}\n", redacted(value))
+        }
         Some(value) => format!("{name} = {value}  # {origin}\n"),
     };
 }
