@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::deb;
 use crate::image::{self, Kind};
 use crate::packages;
 use crate::postgres::Postgres;
@@ -47,6 +48,7 @@ pub fn run(options: &Options) -> Result<()> {
     for kind in [Kind::Busybox, Kind::Debian] {
         image::cached(kind, &paths::cache())?;
     }
+    deb::prepare(&paths::cache())?;
     let postgres = Postgres::start()?;
     let counted = run_tests(options, &binaries, &postgres)?;
     // Before `exit`, which runs no destructors.
