@@ -31,6 +31,7 @@ pub mod berth {
         instance = "berth.instance.v1",
         operation = "berth.operation.v1",
         gateway = "berth.gateway.v1",
+        server = "berth.server.v1",
     }
 }
 
@@ -53,6 +54,7 @@ pub use berth::image::v1 as image;
 pub use berth::instance::v1 as instance;
 pub use berth::network::v1 as network;
 pub use berth::operation::v1 as operation;
+pub use berth::server::v1 as server;
 pub use berth::storage::v1 as storage;
 pub use berth::r#type::v1 as types;
 pub use google::longrunning;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::image::Kind;
 use xtask::sandbox::{DownOptions, Sandbox, UpOptions, down, paths, up};
-use xtask::{bed, bench, deb, docs, image, quickstart, test};
+use xtask::{bed, bench, deb, docs, image, observe, quickstart, test};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and measure Berth")]
@@ -71,6 +71,8 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         bin_dir: Option<PathBuf>,
     },
+    /// Start Berth with a collector, Prometheus and a trace viewer, and launch something to look at.
+    Observe(observe::Options),
     /// Measure LXD-compatible servers side by side.
     Bench(bench::Options),
 }
@@ -176,6 +178,7 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Bed(task) => bed::run(task),
+        Task::Observe(options) => observe::run(&options),
         Task::Bench(options) => bench::run(&options),
     }
 }

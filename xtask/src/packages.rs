@@ -27,6 +27,7 @@ pub const TEST: &[&str] = &[
     "bzip2",
     "mmdebstrap",
     "postgresql",
+    "prometheus",
     "python3",
     "python3-venv",
     "sqlite3",

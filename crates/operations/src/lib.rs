@@ -21,6 +21,7 @@
 //! with their process: [`Operations::spawn`].
 
 mod grpc;
+mod measure;
 mod model;
 mod operation;
 mod registry;

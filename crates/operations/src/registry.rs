@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_rpc::Error;
 use berth_store::Store;
@@ -10,6 +10,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
+use crate::measure;
 use crate::runner::{self, Fault, Probe};
 use crate::table::{self, Stored};
 use crate::{Failure, New, Operation, Record, Saga, State};
@@ -65,6 +66,7 @@ impl<A> std::fmt::Debug for Operations<A> {
 impl<A: Send + Sync + 'static> Operations<A> {
     /// The store's migrations must hold [`MIGRATION`](crate::MIGRATION).
     pub fn new(store: Store, node: impl Into<String>, sagas: Vec<Saga<A>>) -> Arc<Self> {
+        sagas.iter().for_each(measure::expect);
         Arc::new(Self {
             store,
             node: node.into(),
@@ -220,6 +222,17 @@ impl<A: Send + Sync + 'static> Operations<A> {
         operation.change(|r| r.state = State::Running);
         let this = self.clone();
         let running = operation.clone();
+        let verb = operation.record().verb;
+        // Of its own: the request that began it is answered long before the work is done.
+        let span = tracing::info_span!(
+            "operation",
+            otel.name = format!("operation {verb}"),
+            otel.status_code = tracing::field::Empty,
+            berth.operation.id = operation.id(),
+            berth.saga = verb,
+            "error.type" = tracing::field::Empty,
+        );
+        let began = Instant::now();
         self.spawn_task(
             async move {
                 let result = runner::guarded(work(running.clone())).await;
@@ -236,10 +249,15 @@ impl<A: Send + Sync + 'static> Operations<A> {
                         }
                     }
                 };
+                let span = tracing::Span::current();
+                if let (State::Failed, Some(failure)) = (state, &failure) {
+                    runner::failed(&span, &failure.reason);
+                }
+                measure::operation(&verb, state, began.elapsed(), &span);
                 running.finish(state, failure);
                 this.forget_later(&running);
             }
-            .in_current_span(),
+            .instrument(span),
         );
         operation
     }

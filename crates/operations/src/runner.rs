@@ -9,6 +9,7 @@ use futures::future::join_all;
 use serde_json::{Map, Value};
 use tracing::Instrument;
 
+use crate::measure;
 use crate::registry::Operations;
 use crate::table::{self, Stored};
 use crate::{Failure, Operation, Saga, State, Step, StepContext};
@@ -49,6 +50,7 @@ pub enum Fault {
 }
 
 struct Run<A> {
+    began: Instant,
     operations: Arc<Operations<A>>,
     app: Arc<A>,
     saga: Arc<Saga<A>>,
@@ -70,7 +72,10 @@ pub(crate) async fn run<A: Send + Sync + 'static>(
     let span = tracing::info_span!(
         "operation",
         otel.name = format!("operation {}", record.verb),
-        operation = record.id,
+        otel.status_code = tracing::field::Empty,
+        berth.operation.id = record.id,
+        berth.saga = saga.name,
+        "error.type" = tracing::field::Empty,
         trace_id = tracing::field::Empty,
     );
     berth_rpc::trace::continue_from_text(&span, &record.traceparent);
@@ -78,6 +83,7 @@ pub(crate) async fn run<A: Send + Sync + 'static>(
         span.record("trace_id", id);
     }
     let mut run = Run {
+        began: Instant::now(),
         outputs: Arc::new(Mutex::new(stored.outputs.clone())),
         params: Arc::new(stored.params.clone()),
         operations,
@@ -210,9 +216,16 @@ impl<A: Send + Sync + 'static> Run<A> {
         } else {
             step.name.to_owned()
         };
-        let span = tracing::info_span!("step", otel.name = name);
-        async {
-            let began = Instant::now();
+        let span = tracing::info_span!(
+            "step",
+            otel.name = name,
+            otel.status_code = tracing::field::Empty,
+            berth.saga = self.saga.name,
+            berth.step = step.name,
+            "error.type" = tracing::field::Empty,
+        );
+        let began = Instant::now();
+        let result = async {
             let mut pause = Duration::from_millis(20);
             loop {
                 let error = match self.attempt(step, phase, after).await {
@@ -230,8 +243,20 @@ impl<A: Send + Sync + 'static> Run<A> {
                 pause = (pause * 2).min(patience.longest_pause);
             }
         }
-        .instrument(span)
-        .await
+        .instrument(span.clone())
+        .await;
+        if let Err(error) = &result {
+            failed(&span, &error.reason);
+        }
+        measure::step(
+            self.saga.name,
+            step.name,
+            undoing,
+            result.is_ok(),
+            began.elapsed(),
+            &span,
+        );
+        result
     }
 
     async fn attempt(&self, step: Step<A>, phase: Phase, after: Phase) -> Result<(), Error> {
@@ -319,8 +344,19 @@ impl<A: Send + Sync + 'static> Run<A> {
         }
         // One line for each operation, with its id and trace: where a search through the logs begins.
         tracing::info!("{} {state:?}", self.saga.name);
+        let span = tracing::Span::current();
+        if state == State::Failed {
+            let reason = failure.as_ref().map_or("UNKNOWN", |f| f.reason.as_str());
+            failed(&span, reason);
+        }
+        measure::operation(self.saga.name, state, self.began.elapsed(), &span);
         self.operation.finish(state, failure);
     }
+}
+
+pub(crate) fn failed(span: &tracing::Span, reason: &str) {
+    span.record("error.type", reason);
+    span.record("otel.status_code", "ERROR");
 }
 
 /// A step that panics fails; without this its operation would never end.

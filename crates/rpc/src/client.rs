@@ -12,33 +12,41 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Endpoint, Uri};
 
 use crate::Error;
+use crate::call::{self, Answer, CallBody};
 use crate::tls::ClientTls;
 
-/// A lazy channel that reconnects by itself and carries the trace of the current span.
+/// A lazy channel that reconnects by itself and makes a span of each call.
 #[derive(Debug, Clone)]
 pub struct Channel {
     inner: tonic::transport::Channel,
+    address: Arc<str>,
 }
 
 impl Channel {
     /// Wraps a channel made elsewhere, e.g. an in-memory one.
     pub fn new(inner: tonic::transport::Channel) -> Self {
-        Self { inner }
+        Self::named(inner, "")
+    }
+
+    fn named(inner: tonic::transport::Channel, address: &str) -> Self {
+        Self {
+            inner,
+            address: address.into(),
+        }
     }
 }
 
 impl tower::Service<http::Request<tonic::body::Body>> for Channel {
-    type Response = http::Response<tonic::body::Body>;
+    type Response = http::Response<CallBody<tonic::body::Body>>;
     type Error = tonic::transport::Error;
-    type Future = tonic::transport::channel::ResponseFuture;
+    type Future = Answer<tonic::body::Body, tonic::transport::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         tower::Service::poll_ready(&mut self.inner, cx)
     }
 
-    fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
-        crate::trace::inject(request.headers_mut());
-        tower::Service::call(&mut self.inner, request)
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        call::send(&mut self.inner, &self.address, request)
     }
 }
 
@@ -67,7 +75,7 @@ pub fn connect_with(address: &str, tls: Option<&Arc<ClientTls>>) -> Result<Chann
                 Ok::<_, io::Error>(hyper_util::rt::TokioIo::new(stream))
             }
         }));
-        return Ok(Channel::new(channel));
+        return Ok(Channel::named(channel, address));
     }
     let (host, port) = authority(address).map_err(|why| bad(&why))?;
     let tls = match (address.starts_with("https://"), tls) {
@@ -102,7 +110,7 @@ pub fn connect_with(address: &str, tls: Option<&Arc<ClientTls>>) -> Result<Chann
             Ok::<_, io::Error>(hyper_util::rt::TokioIo::new(stream))
         }
     }));
-    Ok(Channel::new(channel))
+    Ok(Channel::named(channel, address))
 }
 
 /// Whether [`connect_with`] knows what to do with an address.

@@ -1,6 +1,7 @@
 //! What every gRPC service and client of Berth shares: the error vocabulary, resource names,
 //! page tokens, etags, field masks, trace context and channels.
 
+pub mod call;
 pub mod client;
 mod error;
 mod etag;

@@ -1,10 +1,7 @@
 //! W3C trace context on gRPC metadata and in stored records.
 
-use std::task::{Context, Poll};
-
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::TraceContextExt;
-use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 struct Headers<'a>(&'a http::HeaderMap);
@@ -52,6 +49,15 @@ impl Injector for TextMut {
     }
 }
 
+/// The trace and span of `span`, where it is one that is sampled: 32 and 16 hex digits.
+pub fn sampled(span: &tracing::Span) -> Option<(String, String)> {
+    let context = span.context();
+    let at = context.span();
+    let at = at.span_context();
+    at.is_sampled()
+        .then(|| (at.trace_id().to_string(), at.span_id().to_string()))
+}
+
 /// Makes `span` a child of the context that the request's headers carry.
 pub fn continue_from_headers(span: &tracing::Span, headers: &http::HeaderMap) {
     let parent = opentelemetry::global::get_text_map_propagator(|p| p.extract(&Headers(headers)));
@@ -90,52 +96,4 @@ pub fn current_trace_id() -> Option<String> {
     let context = tracing::Span::current().context();
     let id = context.span().span_context().trace_id();
     (id != opentelemetry::TraceId::INVALID).then(|| id.to_string())
-}
-
-/// Server layer: a span per call, named by method, continuing the caller's trace.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TraceLayer;
-
-impl<S> tower::Layer<S> for TraceLayer {
-    type Service = Traced<S>;
-
-    fn layer(&self, inner: S) -> Traced<S> {
-        Traced { inner }
-    }
-}
-
-/// See [`TraceLayer`].
-#[derive(Debug, Clone)]
-pub struct Traced<S> {
-    inner: S,
-}
-
-impl<S, B> tower::Service<http::Request<B>> for Traced<S>
-where
-    S: tower::Service<http::Request<B>>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = tracing::instrument::Instrumented<S::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let method = request.uri().path().trim_start_matches('/');
-        let span = tracing::info_span!(
-            "grpc",
-            otel.name = method,
-            otel.kind = "server",
-            rpc.system = "grpc",
-            trace_id = tracing::field::Empty,
-        );
-        continue_from_headers(&span, request.headers());
-        if let Some(id) = span.in_scope(current_trace_id) {
-            span.record("trace_id", id);
-        }
-        self.inner.call(request).instrument(span)
-    }
 }

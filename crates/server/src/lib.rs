@@ -9,6 +9,7 @@
 //! server.add_service(...).serve().await?;
 //! ```
 
+mod admin;
 mod args;
 mod caller;
 mod certificates;
@@ -32,5 +33,8 @@ pub use events::watch_events;
 pub use listen::{Accepted, Address, Connection, Listener, PeerInfo, Rules};
 pub use requests::Requests;
 pub use serve::{ServeError, Server, notify_systemd};
-pub use telemetry::{TelemetryGuard, set_log_level, telemetry};
+pub use telemetry::{
+    LogLevel, TelemetryGuard, check_log_level, log_level, override_log_level, set_log_level,
+    telemetry,
+};
 pub use tls::{Purpose, ServerTls};

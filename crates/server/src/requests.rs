@@ -1,12 +1,14 @@
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use berth_rpc::{Code, Error, FieldViolation};
 use berth_store::Store;
 use prost::Message;
 use tokio::sync::watch;
 use tracing::Instrument;
+
+use crate::metrics::Counters;
 
 /// An error that several waiters can have.
 #[derive(Clone)]
@@ -112,6 +114,7 @@ impl Requests {
                 .await
                 .map_err(Error::internal)?
         {
+            again("answered");
             return Ok(answer);
         }
         Ok(work.await?.encode_to_vec())
@@ -126,6 +129,7 @@ impl Requests {
         if !request_id.is_empty() {
             let mut running = self.lock();
             if let Some(there) = running.get(request_id) {
+                again("joined");
                 return there.clone();
             }
             running.insert(request_id.to_owned(), receiver.clone());
@@ -143,6 +147,17 @@ impl Requests {
         );
         receiver
     }
+}
+
+/// Counts a request that came again: it joined the one under way, or was given its answer.
+fn again(how: &str) {
+    static AGAIN: LazyLock<Counters> = LazyLock::new(|| {
+        Counters::register(
+            "berth_requests_repeated",
+            "Requests that came again under the same request_id",
+        )
+    });
+    AGAIN.add(vec![("how", how.to_owned())], 1);
 }
 
 /// A request's place among those that run; given back also when its work panics.

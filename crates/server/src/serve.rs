@@ -1,13 +1,10 @@
 use std::convert::Infallible;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http::{Request, Response};
+use http::Request;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -76,6 +73,8 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let mut routes = Routes::builder();
         routes.add_service(health_service);
+        routes.add_service(crate::admin::service());
+        crate::metrics::install();
         match tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(berth_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -204,8 +203,7 @@ impl Server {
         }
         let routes = self.routes.routes();
         let server = tonic::transport::Server::builder()
-            .layer(berth_rpc::trace::TraceLayer)
-            .layer(MetricsLayer)
+            .layer(berth_rpc::call::ServerLayer)
             .layer(CallerLayer::new(&self.config.gateway_user))
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
@@ -419,13 +417,17 @@ async fn serve_metrics(
     let app = axum::Router::new().route(
         "/metrics",
         axum::routing::get(|| async {
-            (
+            let text = crate::metrics::render().map_err(|error| {
+                tracing::error!(%error, "the metrics can't be gathered");
+                http::StatusCode::INTERNAL_SERVER_ERROR
+            })?;
+            Ok::<_, http::StatusCode>((
                 [(
                     http::header::CONTENT_TYPE,
-                    "application/openmetrics-text; version=1.0.0",
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
                 )],
-                crate::metrics::render(),
-            )
+                text,
+            ))
         }),
     );
     tokio::spawn(async move {
@@ -453,55 +455,4 @@ async fn serve_metrics(
         }
     });
     Ok(())
-}
-
-#[derive(Debug, Clone, Copy)]
-struct MetricsLayer;
-
-impl<S> tower::Layer<S> for MetricsLayer {
-    type Service = Measured<S>;
-
-    fn layer(&self, inner: S) -> Measured<S> {
-        Measured { inner }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Measured<S> {
-    inner: S,
-}
-
-impl<S, B, R> Service<Request<B>> for Measured<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let method = request.uri().path().trim_start_matches('/').to_owned();
-        let start = Instant::now();
-        let call = self.inner.call(request);
-        Box::pin(async move {
-            let response = call.await?;
-            // Unknown methods would let a caller fill the registry.
-            if response.status() == http::StatusCode::OK {
-                let code = response
-                    .headers()
-                    .get("grpc-status")
-                    .and_then(|v| v.to_str().ok())
-                    .unwrap_or("0");
-                if code != "12" {
-                    crate::metrics::observe_call(&method, code, start.elapsed());
-                }
-            }
-            Ok(response)
-        })
-    }
 }

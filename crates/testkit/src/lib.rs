@@ -101,7 +101,7 @@ pub async fn serve_in_memory(routes: Routes) -> berth_rpc::Channel {
     let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<_>>(8);
     tokio::spawn(
         tonic::transport::Server::builder()
-            .layer(berth_rpc::trace::TraceLayer)
+            .layer(berth_rpc::call::ServerLayer)
             .add_routes(routes)
             .serve_with_incoming(tokio_stream::wrappers::ReceiverStream::new(receiver)),
     );

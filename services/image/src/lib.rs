@@ -53,6 +53,7 @@ pub mod blobs;
 mod config;
 mod error;
 mod grpc;
+pub mod metrics;
 pub mod model;
 mod purge;
 mod reconcile;

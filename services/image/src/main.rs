@@ -32,6 +32,7 @@ async fn main() -> anyhow::Result<()> {
         .await
         .context("opening the images")?;
     app.follow(reload.subscribe());
+    berth_image::metrics::register(&app);
     let served = Server::new("berth-image", &config.server)
         .probe_store(app.store())
         .with_reload(reload)

@@ -55,8 +55,22 @@ impl Collector for Instances {
     }
 }
 
+/// How many monitors this service speaks to.
+fn monitors(app: &Weak<App>) -> i64 {
+    let slots = app.upgrade().map(|app| app.slots("-")).unwrap_or_default();
+    let linked = slots.iter().filter(|slot| slot.link().is_some());
+    i64::try_from(linked.count()).unwrap_or(i64::MAX)
+}
+
 /// Adds them to what `/metrics` shows.
 pub fn register(app: &Arc<App>) {
     let instances = Instances(Arc::downgrade(app));
     berth_server::metrics::register(|registry| registry.register_collector(Box::new(instances)));
+    let app = Arc::downgrade(app);
+    berth_server::metrics::gauges(
+        "berth_monitors",
+        "Monitors of running instances that this service speaks to",
+        None,
+        move || vec![(Vec::new(), monitors(&app))],
+    );
 }

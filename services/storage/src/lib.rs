@@ -46,6 +46,7 @@ pub mod driver;
 pub mod error;
 mod grpc;
 pub mod host;
+pub mod metrics;
 pub mod model;
 pub mod source;
 pub mod store;

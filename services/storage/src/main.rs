@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use berth_server::{Args, Server, Startup};
-use berth_storage::{App, Config, MIGRATIONS, Storage, host, purge, reconcile};
+use berth_storage::{App, Config, MIGRATIONS, Storage, host, metrics, purge, reconcile};
 use berth_store::Store;
 
 fn main() -> ExitCode {
@@ -45,6 +45,7 @@ fn run() -> anyhow::Result<()> {
         let store = Store::open(&config.server.database(), MIGRATIONS).await?;
         let app = App::start(store.clone(), &config).await?;
         app.follow(reload.subscribe());
+        metrics::register(&app);
         let every = Duration::from_secs(config.reconcile_seconds);
         tokio::spawn(reconcile::run(Arc::clone(&app), every));
         let storage = Storage::new(app);

@@ -10,6 +10,7 @@
     reason = "a scenario reports what it did not expect by panicking"
 )]
 
+pub mod collector;
 pub mod inventory;
 pub mod lxc;
 pub mod python;
@@ -17,6 +18,7 @@ pub mod rest;
 pub mod server;
 pub mod wait;
 
+pub use collector::Collector;
 pub use lxc::Lxc;
 pub use rest::Rest;
 pub use server::Server;

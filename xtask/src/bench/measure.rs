@@ -70,7 +70,7 @@ pub(super) async fn all(
 }
 
 /// One life of one instance. `first` takes the launch alone.
-async fn one_by_one(
+pub(super) async fn one_by_one(
     client: &mut Client,
     name: &str,
     fingerprint: &str,

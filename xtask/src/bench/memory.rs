@@ -39,6 +39,10 @@ impl Daemons {
         Ok(Self { front, all })
     }
 
+    pub(super) fn processes(&self) -> &[i32] {
+        &self.all
+    }
+
     pub(super) fn size(&self) -> Result<Size> {
         let mut sum = Size::default();
         for &pid in &self.all {

@@ -2,6 +2,7 @@
 
 mod measure;
 mod memory;
+mod overhead;
 mod reference;
 mod report;
 
@@ -42,6 +43,10 @@ pub struct Options {
     /// Berth's binaries, built already.
     #[arg(long, value_name = "DIR", env = "BERTH_BIN_DIR")]
     bin_dir: Option<PathBuf>,
+
+    /// Instead: what telemetry costs Berth, sent to a real collector against not sent.
+    #[arg(long, conflicts_with_all = ["reference", "berth", "sockets", "json"])]
+    telemetry: bool,
 
     #[arg(long, value_enum, default_value = "busybox")]
     image: Images,
@@ -104,6 +109,9 @@ pub fn run(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    if options.telemetry {
+        return runtime.block_on(overhead::run(options));
+    }
     // Both guards stop their server when dropped, also when a measurement fails half way.
     let (mut targets, mut guards) = (Vec::new(), Vec::new());
     if options.reference {

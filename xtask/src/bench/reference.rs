@@ -78,6 +78,14 @@ pub(super) struct Berth {
 
 impl Berth {
     pub(super) fn start(release: bool, bin_dir: Option<PathBuf>) -> Result<Self> {
+        Self::start_with(release, bin_dir, Vec::new())
+    }
+
+    pub(super) fn start_with(
+        release: bool,
+        bin_dir: Option<PathBuf>,
+        environment: Vec<(String, String)>,
+    ) -> Result<Self> {
         let directory = TempDir::with_prefix("berth-bench-")?;
         // Services without root pass through it.
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711))?;
@@ -86,6 +94,7 @@ impl Berth {
             isolated: true,
             release,
             bin_dir,
+            environment,
             ..Default::default()
         };
         sandbox::up(&server.state(), &options)?;

@@ -149,7 +149,7 @@ fn cell(samples: &[f64]) -> String {
 }
 
 /// The smallest sample that at least this share of the samples does not exceed.
-fn quantile(samples: &[f64], share: f64) -> f64 {
+pub(super) fn quantile(samples: &[f64], share: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (share * sorted.len() as f64).ceil() as usize;

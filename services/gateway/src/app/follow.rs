@@ -7,8 +7,11 @@ use berth_proto::instance::instance::Status as InstanceStatus;
 use berth_proto::instance::{GetInstanceRequest, InstanceView};
 use berth_proto::types::{Event, WatchEventsRequest};
 use berth_rpc::{Code, Error};
+use prometheus_client::encoding::EncodeLabelValue;
 use serde_json::{Map, Value};
 use tonic::{Response, Status, Streaming};
+
+mod measure;
 
 use crate::App;
 use crate::app::instances;
@@ -19,7 +22,7 @@ use crate::rest::urls;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// The owners that have events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum Owner {
     Image,
     Storage,
@@ -27,14 +30,17 @@ enum Owner {
     Instance,
 }
 
+const OWNERS: [Owner; 4] = [
+    Owner::Image,
+    Owner::Storage,
+    Owner::Network,
+    Owner::Instance,
+];
+
 /// Begins to follow all owners, for as long as the process lives.
 pub fn begin(app: &App) {
-    for owner in [
-        Owner::Image,
-        Owner::Storage,
-        Owner::Network,
-        Owner::Instance,
-    ] {
+    measure::install();
+    for owner in OWNERS {
         tokio::spawn(follow(app.clone(), owner));
     }
 }
@@ -59,6 +65,7 @@ async fn follow(app: App, owner: Owner) {
     loop {
         match owner.watch(&app.owners, seen.clone()).await {
             Ok(stream) => {
+                measure::followed(owner, true);
                 if owner == Owner::Instance {
                     // What stopped while nobody listened.
                     let app = app.clone();
@@ -69,6 +76,7 @@ async fn follow(app: App, owner: Owner) {
                     });
                 }
                 read(&app, owner, stream.into_inner(), &mut seen).await;
+                measure::followed(owner, false);
             }
             Err(status) => {
                 let error = Error::from(status);
@@ -94,6 +102,7 @@ async fn read(
             Ok(Some(event)) => {
                 seen.after_epoch.clone_from(&event.epoch);
                 seen.after_sequence = event.sequence;
+                measure::arrived(owner, &event);
                 tell(app, &event);
                 if owner == Owner::Instance && has_ended(&event.action) {
                     let app = app.clone();

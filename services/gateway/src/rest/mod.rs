@@ -25,6 +25,7 @@ mod instance_state;
 mod instance_view;
 mod instances;
 mod logs;
+mod measure;
 mod metadata;
 mod networks;
 mod operations;

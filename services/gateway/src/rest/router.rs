@@ -1,15 +1,17 @@
 //! Every path of LXD 5.0.2: done, or refused by name.
 
+use std::time::Instant;
+
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::{
     aliases, certificates, cluster, console, events, exec, files, images, instance_state,
-    instances, logs, metadata, networks, operations, profiles, projects, refuse_all, resources,
-    server, snapshots, storage_pools, storage_volumes, warnings,
+    instances, logs, measure, metadata, networks, operations, profiles, projects, refuse_all,
+    resources, server, snapshots, storage_pools, storage_volumes, warnings,
 };
 use crate::App;
 use crate::error::Failure;
@@ -20,6 +22,7 @@ pub const INSTANCE_PREFIXES: [&str; 3] =
 
 /// The whole API.
 pub fn router(app: App) -> Router {
+    measure::install();
     let mut api = Router::new()
         .merge(server::routes())
         .merge(events::routes())
@@ -67,14 +70,15 @@ pub fn router(app: App) -> Router {
     .with_state(app)
 }
 
-/// A span per request that continues the client's own trace, and a logging event for those who
-/// watch; OPTIONS answers for itself.
+/// A span per request that continues the client's own trace, its duration for the metrics, and a
+/// logging event for those who watch; OPTIONS answers for itself.
 async fn trace(State(app): State<App>, request: Request, next: Next) -> Response {
     use tracing::Instrument;
 
     if request.method() == http::Method::OPTIONS {
         return (StatusCode::OK, HeaderMap::new()).into_response();
     }
+    let began = Instant::now();
     let mut context = serde_json::Map::new();
     for (key, value) in [
         ("method", request.method().to_string()),
@@ -86,21 +90,42 @@ async fn trace(State(app): State<App>, request: Request, next: Next) -> Response
     }
     app.events
         .log("debug", "Handling API request", context.clone());
+    let method = measure::method(request.method());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
     let span = tracing::info_span!(
-        "rest",
-        otel.name = format!("{} {}", request.method(), request.uri().path()),
-        http.request.method = %request.method(),
-        url.path = request.uri().path(),
+        "request",
+        otel.name = route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}")),
+        otel.kind = "server",
+        otel.status_code = tracing::field::Empty,
+        http.request.method = method,
+        http.route = route,
         http.response.status_code = tracing::field::Empty,
+        url.path = request.uri().path(),
+        url.scheme = "http",
+        network.transport = "unix",
+        user_agent.original = request
+            .headers()
+            .get(http::header::USER_AGENT)
+            .and_then(|agent| agent.to_str().ok()),
+        "error.type" = tracing::field::Empty,
+        trace_id = tracing::field::Empty,
     );
     berth_rpc::trace::continue_from_headers(&span, request.headers());
+    if let Some(id) = span.in_scope(berth_rpc::trace::current_trace_id) {
+        span.record("trace_id", id);
+    }
+    let route = route.map(str::to_owned);
     let response = next.run(request).instrument(span.clone()).await;
-    if response.status().is_server_error() {
-        let status = response.status().as_u16().to_string();
-        context.insert("status".to_owned(), status.into());
+    let status = response.status();
+    span.record("http.response.status_code", status.as_u16());
+    if status.is_server_error() {
+        span.record("error.type", status.as_str());
+        span.record("otel.status_code", "ERROR");
+        context.insert("status".to_owned(), status.as_str().into());
         app.events.log("error", "API request failed", context);
     }
-    span.record("http.response.status_code", response.status().as_u16());
-    tracing::debug!(parent: &span, status = response.status().as_u16(), "answered");
+    measure::request(method, route, status, began.elapsed(), &span);
+    tracing::debug!(parent: &span, status = status.as_u16(), "answered");
     response
 }

@@ -15,6 +15,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
+mod measure;
+
 use super::{HostError, io};
 use crate::model::dnsmasq::{Account, HostRecord, Paths, arguments};
 use crate::model::plan::NetworkPlan;
@@ -113,6 +115,7 @@ impl Dnsmasqs {
             reload: tokio::sync::Notify::new(),
         });
         supervised.adopt_or_start().await?;
+        measure::watch(&supervised);
         lock(&self.running).insert(plan.name.clone(), supervised.clone());
         tokio::spawn(supervised.clone().supervise());
         tokio::spawn(supervised.forward_reloads());
@@ -320,6 +323,7 @@ impl Supervised {
                     pause = FIRST_PAUSE;
                 }
                 tracing::warn!(network = %self.network, "dnsmasq ended, starting it again");
+                measure::ended(&self.network, 1);
                 let mut state = lock(&self.state);
                 state.process = None;
                 state.trouble =
