@@ -24,7 +24,10 @@ pub const RUN: &[&str] = &[
 /// To test, beside [`RUN`].
 pub const TEST: &[&str] = &[
     "apparmor",
+    "binutils",
     "bzip2",
+    // dockerd, which is unpacked and not installed, needs it.
+    "libdevmapper1.02.1",
     "mmdebstrap",
     "postgresql",
     "python3",

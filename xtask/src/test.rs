@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::image::{self, Kind};
 use crate::packages;
 use crate::postgres::Postgres;
+use crate::sandbox::engine::Tools;
 use crate::sandbox::paths;
 
 #[derive(Debug, clap::Args)]
@@ -47,6 +48,7 @@ pub fn run(options: &Options) -> Result<()> {
     for kind in [Kind::Busybox, Kind::Debian] {
         image::cached(kind, &paths::cache())?;
     }
+    Tools::cached()?;
     let postgres = Postgres::start()?;
     let counted = run_tests(options, &binaries, &postgres)?;
     // Before `exit`, which runs no destructors.

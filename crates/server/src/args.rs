@@ -19,6 +19,10 @@ pub struct Args {
     /// Print every configuration key as a table in Markdown and exit.
     #[arg(long)]
     pub print_keys: bool,
+    /// Ask the service that runs with this configuration whether it serves, and exit: with 0 when
+    /// it does.
+    #[arg(long)]
+    pub health: bool,
     /// A task to do instead of serving.
     #[command(subcommand)]
     pub task: Option<Task>,
@@ -84,6 +88,13 @@ impl Args {
             return Ok(Startup::Done);
         }
         let config = loaded.config;
+        if self.health {
+            if let Err(why) = crate::health::probe(config.server()) {
+                eprintln!("not serving: {why}");
+                std::process::exit(1);
+            }
+            return Ok(Startup::Done);
+        }
         Ok(match self.task {
             Some(Task::Purge) => Startup::Purge(config),
             None => {

@@ -1,13 +1,21 @@
 use std::pin::Pin;
+use std::sync::LazyLock;
 
 use berth_proto::types;
 use berth_rpc::Error;
 use berth_store::{EventRecord, Store};
 use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// Events sent at once to a watcher that catches up.
 const BATCH: i64 = 256;
+
+/// Cancelled when this process has been asked to end.
+pub(crate) fn stopping() -> &'static CancellationToken {
+    static STOPPING: LazyLock<CancellationToken> = LazyLock::new(CancellationToken::new);
+    &STOPPING
+}
 
 /// The stream behind every service's `WatchEvents`: the outbox after a sequence, then on.
 /// A watcher of another epoch gets everything that is kept.
@@ -50,6 +58,8 @@ pub fn watch_events(
             tokio::select! {
                 changed = watch.changed() => if changed.is_err() { return },
                 () = sender.closed() => return,
+                // A watch never ends by itself: the service's end would wait for it in vain.
+                () = stopping().cancelled() => return,
             }
         }
     });

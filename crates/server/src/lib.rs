@@ -15,6 +15,7 @@ mod certificates;
 pub mod config;
 mod events;
 pub mod failpoint;
+mod health;
 mod listen;
 pub mod metrics;
 mod requests;

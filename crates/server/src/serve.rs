@@ -321,6 +321,7 @@ fn watch_signals(token: CancellationToken) {
         };
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         notify_systemd("STOPPING=1");
+        crate::events::stopping().cancel();
         token.cancel();
     });
 }

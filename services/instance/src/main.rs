@@ -13,6 +13,7 @@ use berth_instance::runtime::host::Host;
 use berth_instance::runtime::scope::{self, Scope};
 use berth_instance::store::Records;
 use berth_instance::{grpc, host};
+use berth_monitor::spawn::Program;
 use berth_server::{Args, Reload, Server, Startup};
 
 fn main() -> ExitCode {
@@ -39,7 +40,7 @@ fn guests(command: &Command) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let host = || monitors(&config, None, None);
+        let host = || monitors(&config, None, None, None);
         command.run(&config, host).await
     })
 }
@@ -63,6 +64,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
 fn monitors(
     config: &Config,
+    program: Option<Program>,
     scope: Option<Scope>,
     scope_group: Option<String>,
 ) -> anyhow::Result<Host> {
@@ -71,7 +73,7 @@ fn monitors(
     let host = Host {
         run_dir: config.run_dir.clone(),
         log_dir: config.log_dir(),
-        monitor: config.monitor()?,
+        program: program.map(Arc::new),
         cgroup_parents,
         host_mount_ns: config.host_mount_ns.clone(),
         scope,
@@ -83,11 +85,15 @@ fn monitors(
 async fn serve(config: Config, reload: Reload<Config>) -> anyhow::Result<()> {
     let _telemetry = berth_server::telemetry("berth-instance", &config.server)?;
     let facts = Facts::read().context("reading facts of the host")?;
+    let path = config.monitor()?;
+    let program =
+        Program::load(&path).with_context(|| format!("monitor: reading {}", path.display()))?;
     let scope = Scope::open(&config)
         .await
         .context("the scope of the guests")?;
     let unified = scope.as_ref().map(|scope| scope.group().to_owned());
-    let monitors: Arc<dyn Runtime> = Arc::new(monitors(&config, scope, unified.clone())?);
+    let monitors = monitors(&config, Some(program), scope, unified.clone())?;
+    let monitors: Arc<dyn Runtime> = Arc::new(monitors);
     let node = config
         .node
         .clone()
@@ -121,7 +127,7 @@ async fn remove_all(config: &Config) -> anyhow::Result<()> {
         true => scope::present().await?,
         false => None,
     };
-    let monitors = monitors(config, None, group.clone())?;
+    let monitors = monitors(config, None, None, group.clone())?;
     let left = app::purge(&monitors).await?;
     host::cgroup::remove_empty_parent(&config.cgroup_parent)?;
     if group.is_some() && left.is_empty() {

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use xtask::sandbox::Sandbox;
+use xtask::sandbox::engine::Engine;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory(BTreeMap<&'static str, BTreeSet<String>>);
 
-/// The directory the service keeps for its guests' cgroups: made with the first guest and kept for
-/// the next, so only taking the service down must remove it.
+/// The directories the service keeps for its guests' cgroups and its monitors: made with the first
+/// guest and kept for the next, so only taking the service down must remove them.
 const PARENT: &str = "cgroup parent";
 
 /// Whom to look for; outlives the sandbox, so that one can look after it is down.
@@ -40,6 +41,21 @@ impl Traces {
             netns: sandbox.netns(),
             netns_inode: fs::read_link(format!("/proc/{running}/ns/net")).ok(),
             bin: sandbox.state().join("bin"),
+        }
+    }
+
+    /// The same for a container engine and all that runs in it.
+    pub fn of_engine(engine: &Engine) -> Self {
+        let netns = engine.netns().to_owned();
+        Self {
+            state: engine.directory().to_owned(),
+            cgroup_parent: engine.cgroup().to_owned(),
+            netns_inode: engine
+                .mount_namespace()
+                .ok()
+                .and_then(|mount| fs::read_link(mount.replace("/mnt", "/net")).ok()),
+            netns,
+            bin: engine.directory().join("bin"),
         }
     }
 
@@ -164,7 +180,8 @@ impl Traces {
                 }
                 let ours = inside || entry.file_name().to_string_lossy() == parent;
                 if ours {
-                    let kind = if inside { "cgroup" } else { PARENT };
+                    let kept = !inside || entry.file_name() == "monitors";
+                    let kind = if kept { PARENT } else { "cgroup" };
                     found.add(kind, entry.path().display().to_string());
                 }
                 walk(&entry.path(), parent, ours, found);

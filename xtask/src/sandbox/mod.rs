@@ -13,6 +13,7 @@
 //! own. The gateway and image run without root.
 
 mod config;
+pub mod engine;
 mod namespace;
 pub mod paths;
 pub(crate) mod process;

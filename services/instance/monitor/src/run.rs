@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
+use crate::cgroup::MonitorGroups;
 use crate::error::{AtStage, Fault, FaultCode, Result};
 use crate::netlink::RouteSocket;
 use crate::protocol::StartReport;
@@ -52,6 +53,8 @@ pub fn main() -> i32 {
         }
     };
     let status = arguments.status;
+    // Run from a descriptor, it would be named by its number.
+    let _ = sys::prctl(libc::PR_SET_NAME, c"berth-monitor".as_ptr() as usize);
     // Only what was handed over stays: a directory of the host kept open would be a way out of the guest.
     for fd in [arguments.spec, status] {
         // SAFETY: plain integers.
@@ -143,15 +146,16 @@ fn begin(arguments: &Arguments) -> Result<Option<Monitor>> {
     if spec.privileged {
         run_from_read_only_mount()?;
     }
-    let place = crate::cgroup::Place::of_monitor(&spec.cgroup)?;
-    match sys::clone3(0, place.v2()).at("monitor", "leaving the caller")? {
+    let groups = MonitorGroups::open(&spec.cgroup)?;
+    match sys::clone3(0, groups.v2()).at("monitor", "leaving the caller")? {
         Some(_) => return Ok(None),
         None => {
-            place.join_v1()?;
+            groups.join()?;
             // SAFETY: no arguments.
             sys::check(unsafe { libc::setsid() }).at("monitor", "setsid")?;
         }
     }
+    drop(groups);
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
     let run_dir = sys::open(&spec.run_dir, directory)
         .at("monitor", format!("opening run_dir {}", spec.run_dir))?;
@@ -279,10 +283,15 @@ fn read_spec(fd: RawFd) -> Result<Spec> {
 }
 
 /// A privileged guest's root is the host's root: through /proc/<pid>/exe of our short-lived children it could
-/// open this program for writing once it no longer runs (CVE-2019-5736). So run it from a read-only mount that
-/// nobody can reach by path. (In a user namespace the program's owner is nobody, and the write is refused.)
+/// open this program for writing once it no longer runs (CVE-2019-5736). So run it from a sealed memfd, as the
+/// service starts it, or else from a read-only mount that nobody can reach by path. (In a user namespace the program's owner is nobody, and the write is refused.)
 fn run_from_read_only_mount() -> Result<()> {
     let file = File::open("/proc/self/exe").at("monitor", "opening the program")?;
+    // SAFETY: plain integers; other files than memfds have no seals.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    if seals >= 0 && seals & libc::F_SEAL_WRITE != 0 {
+        return Ok(());
+    }
     let stat = rustix::fs::fstatvfs(&file)
         .map_err(std::io::Error::from)
         .at("monitor", "looking at the program")?;

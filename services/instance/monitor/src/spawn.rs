@@ -4,40 +4,72 @@
 //! carries them: no descriptor is ever inheritable in the (threaded) service, and nothing runs between
 //! fork and exec there. The monitor takes both over and puts /dev/null in their place.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::{Fault, FaultCode};
 use crate::protocol::StartReport;
 use crate::spec::Spec;
 
+/// The monitor's program in memory: guests keep no file of the service's (which may be in a container that is
+/// replaced, or be upgraded), and no guest can write it. All monitors of one service share its pages.
+#[derive(Debug)]
+pub struct Program(File);
+
+impl Program {
+    /// Copies the program at `path`.
+    pub fn load(path: &Path) -> io::Result<Program> {
+        let mut source = File::open(path)?;
+        // Kernels before 6.3 do not know the flag, and let every memfd be executed.
+        const MFD_EXEC: u32 = 0x10;
+        let mut file = match memfd(c"berth-monitor", MFD_EXEC) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => memfd(c"berth-monitor", 0)?,
+            made => made?,
+        };
+        io::copy(&mut source, &mut file)?;
+        seal(&file)?;
+        Ok(Program(file))
+    }
+
+    /// A path that this process's children can execute it by, while the value lives.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+}
+
 /// The spec as a sealed memfd, positioned at its start.
 pub fn sealed_spec(spec: &Spec) -> io::Result<File> {
     let json = serde_json::to_vec(spec)?;
-    // SAFETY: the name is a NUL-terminated literal.
-    let fd = unsafe {
-        libc::memfd_create(
-            c"berth-spec".as_ptr(),
-            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
-        )
-    };
+    let mut file = memfd(c"berth-spec", 0)?;
+    file.write_all(&json)?;
+    file.seek(SeekFrom::Start(0))?;
+    seal(&file)?;
+    Ok(file)
+}
+
+fn memfd(name: &CStr, flags: u32) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags;
+    // SAFETY: the name is NUL-terminated and lives over the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: memfd_create just gave us this descriptor.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    file.write_all(&json)?;
-    file.seek(SeekFrom::Start(0))?;
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn seal(file: &File) -> io::Result<()> {
     let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
     // SAFETY: plain fcntl on a descriptor we own.
-    if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(file)
+    Ok(())
 }
 
 /// A command that starts the monitor of `spec` and the reading end of its status pipe. Spawn it, drop

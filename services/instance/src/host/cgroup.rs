@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use berth_monitor::MONITORS;
+
 /// Tasks that were killed leave their group a little later.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -50,9 +52,14 @@ pub fn remove(parent: &str, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a parent directory that has become empty, in every hierarchy.
+/// Removes a parent directory that has become empty, in every hierarchy. Monitors that are ending are waited for.
 pub fn remove_empty_parent(parent: &str) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
     for point in hierarchies()? {
+        match remove_tree(&point.join(parent).join(MONITORS), deadline) {
+            Err(e) if !busy(&e) => return Err(e),
+            _ => {}
+        }
         match fs::remove_dir(point.join(parent)) {
             Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound) && !busy(&e) => return Err(e),
             _ => {}

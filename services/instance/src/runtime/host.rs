@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use berth_monitor::error::{Fault, FaultCode};
 use berth_monitor::protocol::{Ended, StartReport};
+use berth_monitor::spawn::Program;
 use berth_monitor::spec::Spec;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -28,7 +29,8 @@ use crate::host::templates::{self, Templates};
 pub struct Host {
     pub run_dir: PathBuf,
     pub log_dir: PathBuf,
-    pub monitor: PathBuf,
+    /// The monitor's program; absent where no guest is started.
+    pub program: Option<Arc<Program>>,
     /// Parents of guests' cgroups, relative to each hierarchy's root.
     pub cgroup_parents: Vec<String>,
     /// Where host paths of attachments are looked up; this process's own when absent.
@@ -100,9 +102,12 @@ impl Runtime for Host {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),
             _ => {}
         }
-        let binary = self.monitor.clone();
+        let Some(program) = self.program.clone() else {
+            let why = "this process starts no guests";
+            return Err(Fault::new("monitor", FaultCode::State, why));
+        };
         let spawned = blocking(move || -> io::Result<_> {
-            let (mut command, reader) = berth_monitor::spawn::command(&binary, &spec)?;
+            let (mut command, reader) = berth_monitor::spawn::command(program.path(), &spec)?;
             command.stderr(Stdio::null());
             let child = command.spawn()?;
             // The command holds the writing end; the report ends when the monitor's copy is closed.

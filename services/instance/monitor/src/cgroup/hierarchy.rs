@@ -26,6 +26,27 @@ impl Kind {
             Kind::V1(_) => false,
         }
     }
+
+    pub(crate) fn is_cpuset(&self) -> bool {
+        matches!(self, Kind::V1(list) if list.iter().any(|c| c == "cpuset"))
+    }
+
+    /// Whether a process with this `/proc/PID/cgroup` is in the root of this hierarchy.
+    pub(crate) fn is_at_root(&self, cgroup: &str) -> bool {
+        cgroup.lines().any(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some("/")) = (fields.next(), fields.next()) else {
+                return false;
+            };
+            match self {
+                Kind::V2 => controllers.is_empty(),
+                Kind::Named(name) => controllers.strip_prefix("name=") == Some(name),
+                Kind::V1(list) => controllers
+                    .split(',')
+                    .any(|controller| list.iter().any(|c| c == controller)),
+            }
+        })
+    }
 }
 
 /// Hierarchies in mountinfo order; one that is mounted several times counts once.
@@ -123,6 +144,18 @@ mod tests {
         assert!(all[1].kind.delegated());
         assert_eq!(all[2].mount, "/sys/fs/cgroup/uni fied");
         assert!(!all[0].kind.delegated());
+    }
+
+    #[test]
+    fn roots_are_told_by_hierarchy() {
+        let text = "9:name=systemd:/\n4:memory:/a:b\n3:cpu,cpuacct:/\n0::/user.slice\n";
+        let v1 = |name: &str| Kind::V1(vec![name.to_owned()]);
+        assert!(Kind::Named("systemd".into()).is_at_root(text));
+        assert!(v1("cpuacct").is_at_root(text));
+        assert!(!v1("memory").is_at_root(text));
+        assert!(!v1("pids").is_at_root(text));
+        assert!(!Kind::V2.is_at_root(text));
+        assert!(Kind::V2.is_at_root("0::/\n"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crate::MONITORS;
 use crate::error::{AtStage, Fault, FaultCode, Result};
 use crate::spec::{CgroupSpec, Limits};
 use crate::sys;
@@ -24,52 +25,6 @@ const V2_CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "memory", "pids", "io"];
 /// Leaf for execs where the guest's own root may hold no processes (v2, once init enabled controllers there).
 const EXEC_LEAF: &str = ".lxc";
 
-/// Where the monitor itself goes: out of the unit of the service, which may be stopped or limited.
-pub(crate) struct Place {
-    v2: Option<OwnedFd>,
-    tasks: Vec<OwnedFd>,
-}
-
-impl Place {
-    /// The leaf for monitors in the delegated scope; nowhere else without one.
-    pub(crate) fn of_monitor(spec: &CgroupSpec) -> Result<Place> {
-        let mut place = Place {
-            v2: None,
-            tasks: Vec::new(),
-        };
-        let Some(scope) = &spec.unified_parent else {
-            return Ok(place);
-        };
-        let mountinfo =
-            std::fs::read_to_string("/proc/self/mountinfo").at("cgroup", "reading mountinfo")?;
-        for found in hierarchy::parse(&mountinfo) {
-            if !found.kind.delegated() {
-                continue;
-            }
-            let path = format!("{}/{scope}", found.mount);
-            let doing = || format!("entering {path}/{}", crate::MONITORS);
-            let scope = sys::open(&path, libc::O_RDONLY | libc::O_DIRECTORY)
-                .at("cgroup", format!("opening {path}"))?;
-            let leaf = make_leaf(&scope, crate::MONITORS).at("cgroup", doing())?;
-            match found.kind {
-                Kind::V2 => place.v2 = Some(leaf),
-                _ => place
-                    .tasks
-                    .push(sys::openat(&leaf, "tasks", libc::O_WRONLY, 0).at("cgroup", doing())?),
-            }
-        }
-        Ok(place)
-    }
-
-    pub(crate) fn v2(&self) -> Option<BorrowedFd<'_>> {
-        self.v2.as_ref().map(AsFd::as_fd)
-    }
-
-    pub(crate) fn join_v1(&self) -> Result<()> {
-        crate::start::child::join_tasks(&self.tasks)
-    }
-}
-
 fn make_leaf(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     match sys::mkdirat(&parent, name, 0o755) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
@@ -85,6 +40,62 @@ struct Dir {
     fd: OwnedFd,
     /// v2: what the guest's directory offers.
     controllers: Vec<String>,
+}
+
+/// Where monitors live: whoever ends the service's own group (a container engine, a session) ends no guest.
+pub(crate) struct MonitorGroups {
+    v2: Option<OwnedFd>,
+    /// `tasks` of v1 hierarchies.
+    tasks: Vec<OwnedFd>,
+}
+
+impl MonitorGroups {
+    /// Makes the directories, in the hierarchies where this process is not at the root already.
+    pub(crate) fn open(spec: &CgroupSpec) -> Result<MonitorGroups> {
+        let read =
+            |path: &str| std::fs::read_to_string(path).at("cgroup", format!("reading {path}"));
+        let own = read("/proc/self/cgroup")?;
+        let mut groups = MonitorGroups {
+            v2: None,
+            tasks: Vec::new(),
+        };
+        for found in hierarchy::parse(&read("/proc/self/mountinfo")?) {
+            if found.kind.is_at_root(&own) {
+                continue;
+            }
+            let (parent, above) = spec.parent_in(&found.kind);
+            groups.add(&found, parent, above).at(
+                "cgroup",
+                format!("opening {parent}/{MONITORS} in {}", found.mount),
+            )?;
+        }
+        Ok(groups)
+    }
+
+    fn add(&mut self, found: &hierarchy::Hierarchy, parent: &str, above: Above) -> io::Result<()> {
+        let parent = open_parent(found, parent, above)?;
+        let dir = make_leaf(&parent, MONITORS)?;
+        if found.kind == Kind::V2 {
+            self.v2 = Some(dir);
+            return Ok(());
+        }
+        if found.kind.is_cpuset() {
+            fill_cpuset(&parent, &dir)?;
+        }
+        self.tasks
+            .push(sys::openat(&dir, "tasks", libc::O_WRONLY, 0)?);
+        Ok(())
+    }
+
+    /// Directory for CLONE_INTO_CGROUP.
+    pub(crate) fn v2(&self) -> Option<BorrowedFd<'_>> {
+        self.v2.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Moves this (single-threaded) process into the v1 directories.
+    pub(crate) fn join(&self) -> Result<()> {
+        crate::start::child::join_tasks(&self.tasks)
+    }
 }
 
 /// All directories of one run of a guest.
@@ -111,12 +122,7 @@ impl GuestCgroup {
             ));
         }
         for found in all {
-            let delegated = found.kind.delegated();
-            let (parent, above) = match &spec.unified_parent {
-                // What is above the scope is systemd's: it passes on what a delegated unit needs.
-                Some(path) if delegated => (path, Above::Systemd),
-                _ => (&spec.parent, Above::Ours),
-            };
+            let (parent, above) = spec.parent_in(&found.kind);
             match make_dir(&found, parent, above, &spec.name) {
                 Ok(dir) => cgroup.dirs.push(dir),
                 Err(e) => {
@@ -304,15 +310,20 @@ enum Above {
     Systemd,
 }
 
-fn make_dir(
-    found: &hierarchy::Hierarchy,
-    parent: &str,
-    above: Above,
-    name: &str,
-) -> io::Result<Dir> {
+impl CgroupSpec {
+    fn parent_in(&self, kind: &Kind) -> (&str, Above) {
+        match &self.unified_parent {
+            // What is above the scope is systemd's: it passes on what a delegated unit needs.
+            Some(path) if kind.delegated() => (path, Above::Systemd),
+            _ => (&self.parent, Above::Ours),
+        }
+    }
+}
+
+/// Opens the directory that guests' and monitors' directories are in, made when missing.
+fn open_parent(found: &hierarchy::Hierarchy, parent: &str, above: Above) -> io::Result<OwnedFd> {
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
     let mut at = sys::open(&found.mount, directory)?;
-    let is_cpuset = matches!(&found.kind, Kind::V1(list) if list.iter().any(|c| c == "cpuset"));
     for component in parent.split('/') {
         if above == Above::Ours {
             prepare(&found.kind, &at)?;
@@ -322,12 +333,23 @@ fn make_dir(
             _ => {}
         }
         let next = sys::openat(&at, component, directory, 0)?;
-        if is_cpuset {
+        if found.kind.is_cpuset() {
             fill_cpuset(&at, &next)?;
         }
         at = next;
     }
     prepare(&found.kind, &at)?;
+    Ok(at)
+}
+
+fn make_dir(
+    found: &hierarchy::Hierarchy,
+    parent: &str,
+    above: Above,
+    name: &str,
+) -> io::Result<Dir> {
+    let directory = libc::O_RDONLY | libc::O_DIRECTORY;
+    let at = open_parent(found, parent, above)?;
     match sys::mkdirat(&at, name, 0o755) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             remove_tree(&at, name)?;
@@ -336,7 +358,7 @@ fn make_dir(
         other => other?,
     }
     let fd = sys::openat(&at, name, directory, 0)?;
-    if is_cpuset {
+    if found.kind.is_cpuset() {
         fill_cpuset(&at, &fd)?;
     }
     if found.kind == Kind::V2 {

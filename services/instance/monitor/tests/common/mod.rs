@@ -278,6 +278,16 @@ impl Drop for Guest {
         for hierarchy in hierarchies() {
             let parent = hierarchy.join(&self.spec.cgroup.parent);
             let _ = std::fs::remove_dir(parent.join(&self.spec.cgroup.name));
+            // The monitor answers before it ends.
+            let monitors = parent.join(berth_monitor::MONITORS);
+            for _ in 0..200 {
+                match std::fs::remove_dir(&monitors) {
+                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                    _ => break,
+                }
+            }
             let _ = std::fs::remove_dir(parent);
         }
         if std::thread::panicking() {
