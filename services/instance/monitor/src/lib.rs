@@ -49,7 +49,7 @@
 //! `monitor.sock`, `monitor.lock` (flock: one monitor at a time), `status.json` ([`protocol::Ended`]), `devices/`.
 //! Log directory: `monitor.log`, `console.log`.
 
-/// Directory of the delegated scope that monitors are in: processes may be in leaves only.
+/// Directory of the monitors themselves, beside their guests': processes may be in leaves only.
 pub const MONITORS: &str = "monitors";
 
 pub mod attach;
