@@ -96,20 +96,17 @@ pub(crate) async fn insert(store: &Store, node: &str, stored: &Stored) -> Result
         &r.created_at,
         &r.updated_at,
     ];
-    let mut tx = store.begin().await.map_err(internal)?;
-    tx.execute(
+    let inserted = store.execute(
         "INSERT INTO operations (id, saga, saga_version, node, lease_until, attempt, verb,
             description, project, state, params, outputs, done_steps, resources, metadata,
             may_cancel, cancelled, traceparent, created_at, updated_at)
          VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20)",
         arguments,
-    )
-    .await
-    .map_err(|e| match e {
+    );
+    inserted.await.map(drop).map_err(|e| match e {
         StoreError::Unique(_) => Error::already_exists("Operation", &r.id),
         other => internal(other),
-    })?;
-    tx.commit().await.map_err(internal)
+    })
 }
 
 pub(crate) async fn update(store: &Store, stored: &Stored) -> Result<(), Error> {
@@ -129,17 +126,14 @@ pub(crate) async fn update(store: &Store, stored: &Stored) -> Result<(), Error> 
         stored.attempt,
         lease(),
     ];
-    let mut tx = store.begin().await.map_err(internal)?;
-    tx.execute(
+    let updated = store.execute(
         "UPDATE operations SET state = $2, outputs = $3, done_steps = $4, resources = $5,
             metadata = $6, may_cancel = $7, cancelled = $8, failure = $9, updated_at = $10,
             attempt = $11, lease_until = $12
          WHERE id = $1",
         arguments,
-    )
-    .await
-    .map_err(internal)?;
-    tx.commit().await.map_err(internal)
+    );
+    updated.await.map(drop).map_err(internal)
 }
 
 pub(crate) async fn unfinished(store: &Store, node: &str) -> Result<Vec<Stored>, Error> {
@@ -185,25 +179,17 @@ pub(crate) async fn recent(store: &Store, limit: i64) -> Result<Vec<Stored>, Err
 
 /// Forgets finished operations older than `before`.
 pub(crate) async fn forget(store: &Store, before: &str) -> Result<u64, Error> {
-    let mut tx = store.begin().await.map_err(internal)?;
-    let gone = tx
-        .execute(
-            "DELETE FROM operations
-             WHERE state IN ('succeeded', 'failed', 'cancelled') AND updated_at < $1",
-            args![before],
-        )
-        .await
-        .map_err(internal)?;
-    tx.commit().await.map_err(internal)?;
-    Ok(gone)
+    let forgotten = store.execute(
+        "DELETE FROM operations
+         WHERE state IN ('succeeded', 'failed', 'cancelled') AND updated_at < $1",
+        args![before],
+    );
+    forgotten.await.map_err(internal)
 }
 
 pub(crate) async fn delete(store: &Store, id: &str) -> Result<(), Error> {
-    let mut tx = store.begin().await.map_err(internal)?;
-    tx.execute("DELETE FROM operations WHERE id = $1", args![id])
-        .await
-        .map_err(internal)?;
-    tx.commit().await.map_err(internal)
+    let deleted = store.execute("DELETE FROM operations WHERE id = $1", args![id]);
+    deleted.await.map(drop).map_err(internal)
 }
 
 fn read(row: &Row) -> Result<Stored, Error> {

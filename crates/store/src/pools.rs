@@ -240,6 +240,14 @@ impl Store {
             .map(|_| ())
     }
 
+    /// A transaction of one statement, in one step; gives the number of rows it touched.
+    pub async fn execute(&self, sql: &str, args: Vec<Arg>) -> Result<u64, StoreError> {
+        Ok(match &self.shared.pools {
+            Pools::Sqlite { write, .. } => bind!(sql, args).execute(write).await?.rows_affected(),
+            Pools::Postgres(pool) => bind!(sql, args).execute(pool).await?.rows_affected(),
+        })
+    }
+
     /// Reads outside a transaction.
     pub fn read(&self) -> Reader<'_> {
         Reader { store: self }
