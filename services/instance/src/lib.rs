@@ -34,6 +34,8 @@
 //! * A running guest's configuration changes live before it is committed; a guest that refuses keeps the old.
 //! * `generation` counts runs. An event says which run it is of, so that a late end of run 7 is not taken
 //!   for one of run 8.
+//! * What guests use is read in this process ([`runtime::meter`]); a list of many wakes none of their monitors.
+//!   What that needs of a guest's network namespace is closed with the run, or the namespace would stay.
 //! * Ids of no two instances overlap. No path of a guest is ever resolved in the host's tree.
 //!
 //! # What a crash leaves

@@ -10,6 +10,7 @@ use berth_instance::config::Config;
 use berth_instance::host::facts::Facts;
 use berth_instance::runtime::Runtime;
 use berth_instance::runtime::host::Host;
+use berth_instance::runtime::meter::Meters;
 use berth_instance::runtime::scope::{self, Scope};
 use berth_instance::store::Records;
 use berth_instance::{grpc, host};
@@ -75,6 +76,7 @@ fn monitors(
         cgroup_parents,
         host_mount_ns: config.host_mount_ns.clone(),
         scope,
+        meters: Meters::default(),
     };
     host.prepare()
         .with_context(|| format!("making {}", config.run_dir.display()))

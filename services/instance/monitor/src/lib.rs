@@ -2,9 +2,10 @@
 //!
 //! It is the only code of Berth that forks. The instance service starts it ([`spawn`]), hands it one sealed
 //! [`spec::Spec`] and talks to it over a socket ([`protocol`], [`frame`]); the service may die, be upgraded and come
-//! back while guests run. As a library this crate is those types, a blocking [`client::Client`], and
-//! [`attach::open_attachment`] for the files of stopped guests. No tokio, no tonic: the program must stay small
-//! (half a megabyte each) and its children must be able to allocate after a fork.
+//! back while guests run. As a library this crate is those types, a blocking [`client::Client`],
+//! [`attach::open_attachment`] for the files of stopped guests, and [`meter`] for the numbers of running ones. No
+//! tokio, no tonic: the program must stay small (half a megabyte each) and its children must be able to allocate
+//! after a fork.
 //!
 //! # Owns
 //!
@@ -58,6 +59,7 @@ pub mod client;
 pub mod error;
 pub mod frame;
 mod log;
+pub mod meter;
 pub mod netlink;
 pub mod protocol;
 pub mod ring;

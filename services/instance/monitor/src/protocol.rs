@@ -199,6 +199,9 @@ pub enum Request {
     /// → `Reply::Root` with two descriptors (SCM_RIGHTS): the guest's root directory (O_PATH) and its user namespace
     /// (the host's own one for a privileged guest). Use openat2 RESOLVE_IN_ROOT beneath the first.
     OpenRoot,
+    /// → `Reply::Route` with one descriptor: a route socket in the guest's network namespace, which it keeps alive.
+    /// A monitor that does not know this drops the connection.
+    OpenRoute,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,6 +269,7 @@ pub enum Reply {
     Execs(Vec<ExecState>),
     ConsoleLog,
     Root,
+    Route,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::Error;
 use crate::model::record::{Instance, Snapshot, Status};
 use crate::runtime::link::Link;
+use crate::runtime::meter::Meter;
 
 /// How long an operation waits for the one before it.
 const BUSY_PATIENCE: Duration = Duration::from_secs(30);
@@ -54,6 +55,18 @@ pub(super) struct Asked {
     pub request_id: String,
 }
 
+/// How a guest's numbers are read without its monitor. It is for one run: it keeps the run's network namespace.
+#[derive(Debug, Default)]
+enum MeterPlace {
+    #[default]
+    Absent,
+    /// Being opened, or in use by another reader.
+    Away,
+    Here(i64, Meter),
+    /// Not to be had for this run.
+    Refused(i64),
+}
+
 /// An exec that never ran, kept for whoever asks how it ended.
 type FailedExec = (String, i32);
 
@@ -68,6 +81,7 @@ pub struct Slot {
     snapshots: RwLock<Arc<Vec<Snapshot>>>,
     run: watch::Sender<Run>,
     link: RwLock<Option<Link>>,
+    meter: Mutex<MeterPlace>,
     busy: tokio::sync::Mutex<()>,
     operation: Mutex<&'static str>,
     pub(super) writing: tokio::sync::Mutex<()>,
@@ -104,6 +118,7 @@ impl Slot {
             snapshots: RwLock::new(Arc::new(snapshots)),
             run: watch::Sender::new(run),
             link: RwLock::new(None),
+            meter: Mutex::default(),
             busy: tokio::sync::Mutex::new(()),
             operation: Mutex::new(""),
             writing: tokio::sync::Mutex::new(()),
@@ -166,7 +181,63 @@ impl Slot {
     }
 
     pub(super) fn set_link(&self, link: Option<Link>) {
+        let gone = link.is_none();
         *self.link.write().unwrap_or_else(PoisonError::into_inner) = link;
+        if gone {
+            self.drop_meter();
+        }
+    }
+
+    /// Whether there is a meter for the present run that nobody uses.
+    pub(super) fn has_meter(&self) -> bool {
+        let now = self.run().generation;
+        matches!(&*lock(&self.meter), MeterPlace::Here(of, _) if *of == now)
+    }
+
+    /// True once for a running guest that has none; whoever is told so opens one.
+    pub(super) fn wants_meter(&self) -> bool {
+        let (now, runs) = (self.run().generation, self.link().is_some());
+        let mut place = lock(&self.meter);
+        let wants = match *place {
+            MeterPlace::Absent => true,
+            MeterPlace::Here(of, _) | MeterPlace::Refused(of) => of != now,
+            MeterPlace::Away => false,
+        };
+        if wants && runs {
+            *place = MeterPlace::Away;
+        }
+        wants && runs
+    }
+
+    /// Takes it away from other readers until it is given back.
+    pub(super) fn take_meter(&self) -> Option<(i64, Meter)> {
+        let mut place = lock(&self.meter);
+        match std::mem::replace(&mut *place, MeterPlace::Away) {
+            MeterPlace::Here(of, meter) => Some((of, meter)),
+            other => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    /// Gives it back, unless its run has ended meanwhile.
+    pub(super) fn keep_meter(&self, generation: i64, meter: Meter) {
+        let mut place = lock(&self.meter);
+        // Looked at under the lock: an end that comes later finds the meter and drops it.
+        let lasts = self.link().is_some() && self.run().generation == generation;
+        *place = match lasts {
+            true => MeterPlace::Here(generation, meter),
+            false => MeterPlace::Absent,
+        };
+    }
+
+    pub(super) fn refuse_meter(&self, generation: i64) {
+        *lock(&self.meter) = MeterPlace::Refused(generation);
+    }
+
+    pub(super) fn drop_meter(&self) {
+        *lock(&self.meter) = MeterPlace::Absent;
     }
 
     /// Waits until no other operation runs, not for ever.

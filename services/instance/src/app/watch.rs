@@ -75,6 +75,7 @@ impl App {
             ..now
         };
         slot.set_run(run.clone());
+        slot.drop_meter();
         let event = event("instance-restarted", &slot.record(), generation);
         let committed = self
             .commit(slot, Some(run), "", Some(event), |record| {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use berth_monitor::protocol::{LinkState, State};
+use berth_monitor::protocol::LinkState;
 use berth_proto::instance::{self as proto, instance_state as wire};
 use chrono::{DateTime, SecondsFormat};
 
@@ -152,14 +152,13 @@ pub(super) fn state(view: &View, live: &LiveState) -> proto::InstanceState {
     if !live.unknown.is_empty() {
         out.processes = -1;
     }
-    if let Some(state) = &live.state {
-        running(state, live, &mut out);
+    if let Some(numbers) = &live.numbers {
+        running(numbers, live, &mut out);
     }
     out
 }
 
-fn running(state: &State, live: &LiveState, out: &mut proto::InstanceState) {
-    out.pid = i64::from(state.init_pid);
+fn running(state: &crate::runtime::Numbers, live: &LiveState, out: &mut proto::InstanceState) {
     out.processes = state.pids.map_or(-1, |n| i64::try_from(n).unwrap_or(-1));
     out.cpu_usage_ns = signed(state.cpu_ns);
     // What can be dropped at once is no usage, as `free` counts it too.

@@ -12,12 +12,13 @@ use berth_monitor::protocol::{
     Ended, Event, ExecState, ExitReason, ExitStatus, FromMonitor, HelloReply, MemoryState,
     PROTOCOL_VERSION, Reply, Request, StartExec, State, Status, StopHow, Stream, ToMonitor,
 };
-use berth_monitor::spec::Spec;
+use berth_monitor::spec::{PortSpec, Spec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 
-use super::{Place, Runtime, Started, TemplateJob};
+use super::meter::Meter;
+use super::{Numbers, Place, Runtime, Started, TemplateJob};
 use crate::Error;
 use crate::host::rootfs::GuestRoot;
 use crate::host::templates::Templates;
@@ -549,6 +550,24 @@ impl Runtime for Fake {
             init_pid: 2001,
             monitor_pid: 1000,
         })
+    }
+
+    fn open_meter(&self, _uid: &str) -> Result<Meter, Fault> {
+        let why = "there is no kernel to read from";
+        Err(Fault::new("fake", FaultCode::Unsupported, why))
+    }
+
+    fn measure(
+        &self,
+        _uid: &str,
+        _meter: &mut Meter,
+        _ports: &[PortSpec],
+    ) -> Result<Numbers, Fault> {
+        Err(Fault::new(
+            "fake",
+            FaultCode::Unsupported,
+            "there is no kernel to read from",
+        ))
     }
 
     async fn connect(&self, uid: &str) -> io::Result<UnixStream> {

@@ -13,12 +13,13 @@ use std::sync::Arc;
 
 use berth_monitor::error::{Fault, FaultCode};
 use berth_monitor::protocol::{Ended, StartReport};
-use berth_monitor::spec::Spec;
+use berth_monitor::spec::{PortSpec, Spec};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
+use super::meter::{Meter, Meters};
 use super::scope::Scope;
-use super::{Place, Root, Runtime, Started, TemplateJob};
+use super::{Numbers, Place, Root, Runtime, Started, TemplateJob};
 use crate::Error;
 use crate::host::rootfs::{GuestRoot, Volume};
 use crate::host::templates::{self, Templates};
@@ -35,6 +36,7 @@ pub struct Host {
     pub host_mount_ns: Option<String>,
     /// Under systemd, where guests and monitors go.
     pub scope: Option<Scope>,
+    pub meters: Meters,
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
@@ -133,6 +135,20 @@ impl Runtime for Host {
     async fn connect(&self, uid: &str) -> io::Result<UnixStream> {
         check_uid(uid)?;
         UnixStream::connect(self.run(uid).join("monitor.sock")).await
+    }
+
+    fn open_meter(&self, uid: &str) -> Result<Meter, Fault> {
+        if !self.meters.has_room() {
+            let why = "this process has no descriptors to spare";
+            return Err(Fault::new("meter", FaultCode::Unsupported, why));
+        }
+        check_uid(uid).map_err(|e| Fault::io("meter", &e, "finding the monitor"))?;
+        let route = super::link_fds::open_route(&self.run(uid).join("monitor.sock"))?;
+        Ok(self.meters.meter(route))
+    }
+
+    fn measure(&self, uid: &str, meter: &mut Meter, ports: &[PortSpec]) -> Result<Numbers, Fault> {
+        self.meters.read(&self.cgroup_parents, uid, meter, ports)
     }
 
     async fn ended(&self, uid: &str) -> Option<Ended> {

@@ -1,4 +1,4 @@
-//! The one question whose answer carries descriptors; asked on a connection of its own, blocking.
+//! The questions whose answers carry descriptors; each asked on a connection of its own, blocking.
 
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -19,7 +19,34 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Asks the monitor at `socket` for the guest's root directory and user namespace.
 pub(super) fn open_root(socket: &Path) -> Result<Root, Fault> {
-    let fail = |e: io::Error| Fault::io("files", &e, "asking the monitor for the guest's root");
+    let (reply, fds) = ask(socket, Request::OpenRoot, "files")?;
+    let mut fds = fds.into_iter();
+    match (reply, fds.next(), fds.next(), fds.next()) {
+        (Reply::Root, Some(dir), Some(userns), None) => Ok(Root { dir, userns }),
+        _ => Err(others("files")),
+    }
+}
+
+/// Asks the monitor at `socket` for a route socket in the guest's network namespace.
+pub(super) fn open_route(socket: &Path) -> Result<OwnedFd, Fault> {
+    let (reply, fds) = ask(socket, Request::OpenRoute, "meter")?;
+    let mut fds = fds.into_iter();
+    match (reply, fds.next(), fds.next()) {
+        (Reply::Route, Some(route), None) => Ok(route),
+        _ => Err(others("meter")),
+    }
+}
+
+fn others(stage: &str) -> Fault {
+    Fault::new(
+        stage,
+        FaultCode::Invalid,
+        "the monitor sent other descriptors than asked for",
+    )
+}
+
+fn ask(socket: &Path, request: Request, stage: &str) -> Result<(Reply, Vec<OwnedFd>), Fault> {
+    let fail = |e: io::Error| Fault::io(stage, &e, "asking the monitor for descriptors");
     let mut stream = UnixStream::connect(socket).map_err(fail)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(fail)?;
@@ -28,7 +55,7 @@ pub(super) fn open_root(socket: &Path) -> Result<Root, Fault> {
         Request::Hello {
             version: PROTOCOL_VERSION,
         },
-        Request::OpenRoot,
+        request,
     ];
     for (id, body) in (1..).zip(bodies) {
         let encoded = frame::encode(&ToMonitor { id, body }, &[]);
@@ -46,9 +73,9 @@ pub(super) fn open_root(socket: &Path) -> Result<Root, Fault> {
             let FromMonitor::Reply { id, result } = frame else {
                 continue;
             };
-            match result? {
-                Reply::Root if id == 2 => return root(fds),
-                _ => {}
+            let reply = result?;
+            if id == 2 {
+                return Ok((reply, fds));
             }
         }
         if read == 0 {
@@ -75,16 +102,4 @@ fn receive(
     let read = message.bytes;
     decoder.feed(&buffer[..read]);
     Ok(read)
-}
-
-fn root(fds: Vec<OwnedFd>) -> Result<Root, Fault> {
-    let mut fds = fds.into_iter();
-    match (fds.next(), fds.next(), fds.next()) {
-        (Some(dir), Some(userns), None) => Ok(Root { dir, userns }),
-        _ => Err(Fault::new(
-            "files",
-            FaultCode::Invalid,
-            "the monitor sent other descriptors than asked for",
-        )),
-    }
 }

@@ -9,6 +9,7 @@ pub mod fake;
 pub mod host;
 pub mod link;
 mod link_fds;
+pub mod meter;
 pub mod scope;
 pub mod seccomp;
 
@@ -16,8 +17,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use berth_monitor::error::Fault;
-use berth_monitor::protocol::Ended;
-use berth_monitor::spec::{Attachment, Spec};
+use berth_monitor::protocol::{Ended, LinkState, MemoryState, State};
+use berth_monitor::spec::{Attachment, PortSpec, Spec};
 use tokio::net::UnixStream;
 
 use crate::Error;
@@ -25,12 +26,33 @@ use crate::host::ids::IdView;
 use crate::host::rootfs::GuestRoot;
 use crate::host::templates::{Guest, Templates};
 use crate::model::template::Trigger;
+use meter::Meter;
 
 /// A guest that just started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
     pub init_pid: i32,
     pub monitor_pid: i32,
+}
+
+/// What a guest uses now; a part that the kernel does not tell is absent.
+#[derive(Debug, Clone, Default)]
+pub struct Numbers {
+    pub cpu_ns: Option<u64>,
+    pub memory: MemoryState,
+    pub pids: Option<u64>,
+    pub links: Vec<LinkState>,
+}
+
+impl From<State> for Numbers {
+    fn from(state: State) -> Numbers {
+        Numbers {
+            cpu_ns: state.cpu_ns,
+            memory: state.memory,
+            pids: state.pids,
+            links: state.links,
+        }
+    }
 }
 
 /// The guest's root directory and user namespace, for work on its files.
@@ -76,6 +98,13 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
     async fn start(&self, spec: Spec) -> Result<Started, Fault>;
     /// A new connection to the monitor; `NotFound` or `ConnectionRefused` when there is none.
     async fn connect(&self, uid: &str) -> std::io::Result<UnixStream>;
+    /// Opens what [`measure`](Self::measure) needs of a guest's present run; blocks until its monitor answered.
+    fn open_meter(&self, uid: &str) -> Result<Meter, Fault>;
+
+    /// What a guest uses, without asking its monitor; blocks for microseconds. After an error the meter is of no
+    /// use any more.
+    fn measure(&self, uid: &str, meter: &mut Meter, ports: &[PortSpec]) -> Result<Numbers, Fault>;
+
     /// What the last monitor wrote at its end.
     async fn ended(&self, uid: &str) -> Option<Ended>;
     /// Uids that have a run directory.

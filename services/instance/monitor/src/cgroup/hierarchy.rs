@@ -1,5 +1,7 @@
 //! Which cgroup hierarchies this host has, told by mountinfo, never by directory names.
 
+use super::limits::Version;
+
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hierarchy {
@@ -24,6 +26,23 @@ impl Kind {
             Kind::V2 => true,
             Kind::Named(name) => name == "systemd",
             Kind::V1(_) => false,
+        }
+    }
+
+    /// Whether a directory of this hierarchy has a controller; `v2_controllers` are those of a v2 directory.
+    pub(crate) fn counts(&self, v2_controllers: &[String], controller: &str) -> Option<Version> {
+        match self {
+            Kind::V1(list) if list.iter().any(|c| c == controller) => Some(Version::V1),
+            Kind::V2 => {
+                let name = if controller == "blkio" {
+                    "io"
+                } else {
+                    controller
+                };
+                let has = v2_controllers.iter().any(|c| c == name);
+                has.then_some(Version::V2)
+            }
+            _ => None,
         }
     }
 }

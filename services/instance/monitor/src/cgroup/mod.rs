@@ -15,7 +15,7 @@ use crate::sys;
 pub(crate) mod devices;
 pub(crate) mod hierarchy;
 pub(crate) mod limits;
-mod stats;
+pub(crate) mod stats;
 
 use hierarchy::Kind;
 use limits::{Value, Version};
@@ -134,10 +134,12 @@ impl GuestCgroup {
 
     /// Directory for CLONE_INTO_CGROUP.
     pub(crate) fn v2(&self) -> Option<BorrowedFd<'_>> {
-        self.dirs
-            .iter()
-            .find(|d| d.kind == Kind::V2)
-            .map(|d| d.fd.as_fd())
+        self.v2_dir().map(AsFd::as_fd)
+    }
+
+    fn v2_dir(&self) -> Option<&OwnedFd> {
+        let dir = self.dirs.iter().find(|d| d.kind == Kind::V2);
+        dir.map(|d| &d.fd)
     }
 
     /// `tasks` of each v1 hierarchy, opened for writing.
@@ -215,20 +217,9 @@ impl GuestCgroup {
     }
 
     fn find(&self, controller: &str) -> Option<(&Dir, Version)> {
-        self.dirs.iter().find_map(|dir| match &dir.kind {
-            Kind::V1(list) if list.iter().any(|c| c == controller) => Some((dir, Version::V1)),
-            Kind::V2 => {
-                let name = if controller == "blkio" {
-                    "io"
-                } else {
-                    controller
-                };
-                dir.controllers
-                    .iter()
-                    .any(|c| c == name)
-                    .then_some((dir, Version::V2))
-            }
-            _ => None,
+        self.dirs.iter().find_map(|dir| {
+            let version = dir.kind.counts(&dir.controllers, controller)?;
+            Some((dir, version))
         })
     }
 

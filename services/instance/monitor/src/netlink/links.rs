@@ -29,6 +29,8 @@ const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_STATS64: u16 = 23;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_EXT_MASK: u16 = 29;
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -260,19 +262,23 @@ pub(crate) fn set_up(socket: &RouteSocket, name: &str, up: bool) -> io::Result<(
     socket.request(message)
 }
 
-/// All links of the socket's namespace with addresses and counters; host names from `ports`.
-pub(crate) fn read(guest: &RouteSocket, ports: &[PortSpec]) -> Result<Vec<LinkState>> {
-    let dump = |kind| {
+/// All links of the socket's namespace with addresses and counters.
+pub(crate) fn read(guest: &RouteSocket) -> Result<Vec<LinkState>> {
+    let dump = |message| {
         guest
-            .dump(Message::new(kind, 0, &ifinfomsg(0, 0, 0, 0)))
+            .dump(message)
             .at("network", "reading the guest's links")
     };
-    let mut links: Vec<LinkState> = dump(RTM_GETLINK)?
+    let mut ask_links = Message::new(RTM_GETLINK, 0, &ifinfomsg(0, 0, 0, 0));
+    // The kernel would add up IPv6's own counters of each link over all CPUs, which nobody here reads.
+    ask_links.number(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    let mut links: Vec<LinkState> = dump(ask_links)?
         .iter()
         .filter(|(kind, _)| *kind == RTM_NEWLINK)
         .filter_map(|(_, body)| parse_link(body))
         .collect();
-    for (kind, body) in dump(RTM_GETADDR)? {
+    let ask_addresses = Message::new(RTM_GETADDR, 0, &ifinfomsg(0, 0, 0, 0));
+    for (kind, body) in dump(ask_addresses)? {
         if kind == RTM_NEWADDR
             && let Some((index, address)) = parse_address(&body)
             && let Some(link) = links.iter_mut().find(|l| l.index == index)
@@ -280,7 +286,12 @@ pub(crate) fn read(guest: &RouteSocket, ports: &[PortSpec]) -> Result<Vec<LinkSt
             link.addresses.push(address);
         }
     }
-    for link in &mut links {
+    Ok(links)
+}
+
+/// Says which links are whose host end, as far as they are those of `ports`.
+pub(crate) fn name_hosts(links: &mut [LinkState], ports: &[PortSpec]) {
+    for link in links {
         // A guest may rename its links: the MAC knows them then.
         let port = ports
             .iter()
@@ -288,7 +299,6 @@ pub(crate) fn read(guest: &RouteSocket, ports: &[PortSpec]) -> Result<Vec<LinkSt
             .or_else(|| ports.iter().find(|p| p.guest_name == link.name));
         link.host_name = port.and_then(|p| p.host_name.clone());
     }
-    Ok(links)
 }
 
 fn parse_link(body: &[u8]) -> Option<LinkState> {

@@ -121,6 +121,15 @@ impl RouteSocket {
         Ok(RouteSocket(fd))
     }
 
+    /// One that was opened elsewhere; it stays with the namespace it was opened in.
+    pub(crate) fn from_fd(fd: OwnedFd) -> RouteSocket {
+        RouteSocket(fd)
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
     /// Asks for a change and waits for the kernel's verdict.
     pub(crate) fn request(&self, message: Message) -> io::Result<()> {
         self.send(&message.finish(NLM_F_ACK))?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::freeze::signal_init;
 use super::{Asker, Monitor, wrong_state};
+use crate::cgroup::stats::Counters;
 use crate::error::{AtStage, Fault, FaultCode, Result};
 use crate::protocol::{Ended, Event, ExitReason, ExitStatus, Reply, StopHow};
 use crate::spec::Spec;

@@ -7,6 +7,7 @@ use super::{Asker, Monitor, invalid, wrong_state};
 use crate::error::{AtStage, Fault, FaultCode, Result};
 use crate::protocol::{PROTOCOL_VERSION, Reply, Request};
 use crate::spec::Spec;
+use crate::start;
 use crate::sys;
 
 impl Monitor {
@@ -44,6 +45,7 @@ impl Monitor {
             Request::AddDevice { device } => self.add_device(asker, device),
             Request::RemoveDevice { name } => self.remove_device(asker, &name),
             Request::OpenRoot => self.open_root(asker),
+            Request::OpenRoute => self.open_route(asker),
             Request::GetConsoleLog => {
                 let bytes = self.console.log_bytes();
                 if let Some(conn) = self.conns.get_mut(&asker.conn) {
@@ -71,7 +73,7 @@ impl Monitor {
                 Ok(Reply::State(Box::new(self.state(!without_network)?)))
             }
             Request::Subscribe => {
-                let state = self.state(true)?;
+                let state = self.brief_state();
                 if let Some(conn) = self.conns.get_mut(&asker.conn) {
                     conn.subscribed = true;
                 }
@@ -130,6 +132,7 @@ impl Monitor {
             | Request::AddDevice { .. }
             | Request::RemoveDevice { .. }
             | Request::OpenRoot
+            | Request::OpenRoute
             | Request::GetConsoleLog => Err(invalid(
                 "a request that is answered later came to the wrong place",
             )),
@@ -171,6 +174,21 @@ impl Monitor {
         };
         match opened {
             Ok(fds) => conn.reply_with(&self.poller, asker.id, Ok(Reply::Root), &[], fds),
+            Err(fault) => conn.reply(&self.poller, asker.id, Err(fault)),
+        }
+    }
+
+    /// One of its own for each asker: answers of two that share a socket would mix.
+    fn open_route(&mut self, asker: Asker) {
+        let opened = start::open_route_in(&self.run.netns, &self.host.netns);
+        let Some(conn) = self.conns.get_mut(&asker.conn) else {
+            return;
+        };
+        match opened {
+            Ok(socket) => {
+                let fds = vec![Rc::new(socket.into_fd())];
+                conn.reply_with(&self.poller, asker.id, Ok(Reply::Route), &[], fds);
+            }
             Err(fault) => conn.reply(&self.poller, asker.id, Err(fault)),
         }
     }

@@ -285,6 +285,17 @@ pub struct CgroupSpec {
     pub guest_view: GuestCgroups,
 }
 
+impl CgroupSpec {
+    /// The parent in a hierarchy whose guests' directories are delegated or not.
+    pub(crate) fn parent_in<'a>(
+        parent: &'a str,
+        unified_parent: Option<&'a str>,
+        delegated: bool,
+    ) -> &'a str {
+        unified_parent.filter(|_| delegated).unwrap_or(parent)
+    }
+}
+
 /// What the guest finds at /sys/fs/cgroup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -328,7 +328,7 @@ fn set_oom_score(pid: i32, spec: &Spec, host: &Host) -> Result<()> {
 }
 
 /// A route socket of another namespace: one is bound to where it was made, so the monitor steps over and back.
-fn open_route_in(netns: &OwnedFd, home: &OwnedFd) -> Result<RouteSocket> {
+pub(crate) fn open_route_in(netns: &OwnedFd, home: &OwnedFd) -> Result<RouteSocket> {
     sys::setns(netns, libc::CLONE_NEWNET)
         .at("network", "entering the guest's network namespace")?;
     let socket = RouteSocket::open();

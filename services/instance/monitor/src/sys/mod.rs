@@ -337,6 +337,15 @@ pub(crate) fn read_at(dir: impl AsFd, name: &str) -> io::Result<String> {
     String::from_utf8(out).map_err(|_| io::Error::from_raw_os_error(libc::EILSEQ))
 }
 
+/// The whole of a file of one short line, such as the kernel's counters are: half the system calls of
+/// [`read_at`].
+pub(crate) fn read_line_at(dir: impl AsFd, name: &str) -> io::Result<String> {
+    let fd = openat(dir, name, libc::O_RDONLY, 0)?;
+    let mut buffer = [0; 64];
+    let n = read(&fd, &mut buffer)?;
+    String::from_utf8(buffer[..n].to_vec()).map_err(|_| io::Error::from_raw_os_error(libc::EILSEQ))
+}
+
 pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let raw = fd.as_fd().as_raw_fd();
     // SAFETY: plain integers.
