@@ -30,6 +30,7 @@ pub const TEST: &[&str] = &[
     "python3",
     "python3-venv",
     "sqlite3",
+    "strace",
     "systemd",
     "xz-utils",
     "zstd",
