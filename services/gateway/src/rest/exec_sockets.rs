@@ -67,6 +67,9 @@ pub(super) struct Role {
     pub(super) loss_is_hangup: bool,
 }
 
+/// How long a client may take to answer a close.
+const GOODBYE: Duration = Duration::from_millis(500);
+
 /// Serves one socket until its output ends: then the barrier, then a close.
 pub(super) async fn serve(
     socket: WebSocket,
@@ -138,11 +141,13 @@ pub(super) async fn serve(
         () = writer => {}
         () = reader => {}
     }
-    // Lets the client's answer to the close arrive, so that it sees an orderly end.
-    let _ = tokio::time::timeout(Duration::from_millis(500), async {
-        while let Some(Ok(_)) = source.next().await {}
-    })
-    .await;
+    // Lets the client's answer to the close arrive, so that it sees an orderly end. The operation does not wait for
+    // it: many clients read up to the barrier and then ask for the operation's result.
+    tokio::spawn(async move {
+        let answered = async { while let Some(Ok(_)) = source.next().await {} };
+        let _ = tokio::time::timeout(GOODBYE, answered).await;
+        drop(sink);
+    });
 }
 
 /// Reads a control socket until the command ends; its loss before that ends the command.
