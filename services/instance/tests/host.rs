@@ -624,6 +624,96 @@ fn numbers_are_told_without_the_monitor() {
     });
 }
 
+fn parent_of(pid: i64) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|l| l.strip_prefix("PPid:"));
+    parent.unwrap().trim().parse().unwrap()
+}
+
+fn signal(pid: i32, signal: i32) {
+    // SAFETY: plain integers; the process is the monitor of this test's guest.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+/// While it lives the monitor is stopped: who gets an answer got it from somebody else.
+struct Stopped(i32);
+
+impl Stopped {
+    fn new(monitor: i32) -> Self {
+        signal(monitor, libc::SIGSTOP);
+        Self(monitor)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal(self.0, libc::SIGCONT);
+    }
+}
+
+#[test]
+fn numbers_are_told_without_the_monitor() {
+    let mut bed = Bed::new("numbers");
+    on_runtime(async {
+        let mut api = bed.serve().await;
+        let service = bed.service.as_ref().unwrap().id();
+        // To monitors, and the one in the guest's network namespace.
+        let sockets = || {
+            let open = std::fs::read_dir(format!("/proc/{service}/fd")).unwrap();
+            let targets = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+            targets
+                .filter(|t| t.to_string_lossy().starts_with("socket:"))
+                .count()
+        };
+        let volume = bed.volume("v1");
+        api.create("c1", &volume).await;
+        let before = sockets();
+        let started = api.start("c1").await;
+        let address = ["ip", "addr", "add", "10.1.2.3/24", "dev", "eth0"];
+        assert_eq!(api.exec("c1", &address).await.1, 0);
+        for generation in [1, 2] {
+            let running =
+                |i: &proto::Instance| i.generation == generation && i.status() == Status::Running;
+            let asked = api.wait("c1", running).await.state.unwrap();
+            assert_eq!(asked.unknown, "");
+            let monitor = parent_of(asked.pid);
+            let mut told = proto::InstanceState::default();
+            // The first question of a run makes ready for the next.
+            for _ in 0..100 {
+                let stopped = Stopped::new(monitor);
+                told = api.get("c1").await.state.unwrap();
+                drop(stopped);
+                if told.unknown.is_empty() {
+                    break;
+                }
+                // The monitor must run for a moment to hand over what is asked of it.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!((told.unknown.as_str(), told.pid), ("", asked.pid));
+            assert!(told.processes >= 1 && told.cpu_usage_ns >= asked.cpu_usage_ns);
+            assert!(told.memory.unwrap().usage_bytes > 0);
+            let (link, same) = (&told.network["eth0"], &asked.network["eth0"]);
+            assert_eq!(link.hwaddr, started.ports["eth0"].mac);
+            assert_eq!(link.host_name, started.ports["eth0"].host_name);
+            assert_eq!((&link.addresses, link.mtu), (&same.addresses, same.mtu));
+            let has_address = link.addresses.iter().any(|a| a.address == "10.1.2.3");
+            assert_eq!(has_address, generation == 1, "the run's own links");
+            if generation == 1 {
+                api.begin("c1", &["reboot"]).await;
+            }
+        }
+        api.stop("c1", true).await;
+        // Nothing of the guest's is kept, least of all its network namespace.
+        for _ in 0..1000 {
+            if sockets() <= before {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} sockets, {before} before the start", sockets());
+    });
+}
+
 #[test]
 fn guests_and_execs_survive_the_service() {
     let mut bed = Bed::new("survive");
