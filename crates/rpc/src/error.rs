@@ -169,7 +169,14 @@ impl Error {
         let mut error = Self::new(
             Code::FailedPrecondition,
             "HELD",
-            format!("{name} is in use by {}", holders.join(", ")),
+            match holders.get(..HOLDERS_NAMED) {
+                Some(first) if holders.len() > HOLDERS_NAMED => format!(
+                    "{name} is in use by {} and {} more",
+                    first.join(", "),
+                    holders.len() - HOLDERS_NAMED
+                ),
+                _ => format!("{name} is in use by {}", holders.join(", ")),
+            },
         );
         error.holders = holders;
         error
@@ -250,6 +257,22 @@ impl Error {
     }
 }
 
+/// An error travels in headers, of which HTTP/2 peers take 16 KiB in all: one that is longer (it quotes
+/// what a client sent, or a thing has very many users) would break the connection instead of the call.
+const MESSAGE_MAX: usize = 1024;
+const DETAILS_MAX: usize = 2048;
+/// Users that a sentence names; the others are counted.
+const HOLDERS_NAMED: usize = 20;
+
+/// At most `max` bytes, and whole characters.
+fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let end = (0..=max).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+    }
+    text
+}
+
 impl From<Error> for Status {
     /// The service's edge: faults of ours are logged here, once, with their causes.
     fn from(error: Error) -> Self {
@@ -258,13 +281,27 @@ impl From<Error> for Status {
         }
         let mut details = ErrorDetails::new();
         details.set_error_info(error.reason, DOMAIN, std::collections::HashMap::new());
+        let mut room = DETAILS_MAX;
         for violation in error.fields {
-            details.add_bad_request_violation(violation.field, violation.description);
+            let size = violation.field.len() + violation.description.len();
+            // What does not fit whole is cut: one that is told half helps more than none.
+            let description = cut(violation.description, room);
+            details.add_bad_request_violation(cut(violation.field, room), description);
+            room = room.saturating_sub(size);
+            if room == 0 {
+                break;
+            }
         }
+        let mut room = DETAILS_MAX;
         for holder in error.holders {
+            if holder.len() > room {
+                break;
+            }
+            room -= holder.len();
             details.add_precondition_failure_violation("HELD", holder, "");
         }
-        Status::with_error_details(error.code.to_tonic(), error.message, details)
+        let message = cut(error.message, MESSAGE_MAX);
+        Status::with_error_details(error.code.to_tonic(), message, details)
     }
 }
 
@@ -337,6 +374,33 @@ impl From<tonic::transport::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_fits_into_headers() {
+        let long = "ä".repeat(40_000);
+        let errors = [
+            Error::not_found("Instance", &long),
+            Error::invalid(long.clone(), long.clone()),
+            Error::held(&long, vec![long.clone(), "a".into()]),
+            Error::held(
+                "Network",
+                (0..5000).map(|n| format!("instances/c{n}")).collect(),
+            ),
+        ];
+        for error in errors {
+            let status = Status::from(error);
+            let mut headers = http::HeaderMap::new();
+            status.add_header(&mut headers).unwrap();
+            let size: usize = headers
+                .iter()
+                .map(|(k, v)| k.as_str().len() + v.len() + 32)
+                .sum();
+            assert!(size < 16 << 10, "{size}");
+            assert_ne!(Error::from(status).reason, "UNKNOWN");
+        }
+        let held = Error::held("Network", (0..25).map(|n| format!("c{n}")).collect());
+        assert!(held.message.ends_with("c19 and 5 more"), "{}", held.message);
+    }
 
     const ALL: [Code; 13] = [
         Code::InvalidArgument,

@@ -22,6 +22,7 @@ mod serve;
 mod telemetry;
 mod tls;
 mod watchdog;
+mod whole_uploads;
 
 pub use args::{Args, Startup};
 pub use config::{
@@ -34,3 +35,4 @@ pub use requests::Requests;
 pub use serve::{ServeError, Server, notify_systemd};
 pub use telemetry::{TelemetryGuard, set_log_level, telemetry};
 pub use tls::{Purpose, ServerTls};
+pub use whole_uploads::{BrokenOff, WholeUploads};

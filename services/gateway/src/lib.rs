@@ -29,6 +29,8 @@
 //! - A step's `request_id` is made from the operation and the step; running it twice is running it once.
 //! - The final event of an operation follows its last metadata update; a finished operation stays
 //!   readable for half a minute.
+//! - Once a minute it takes the snapshots that are due and removes those that are over, by the same sagas
+//!   as on request; the rules are the owners' configuration.
 //! - No root, no host effects: nothing here opens a file outside the state directory, and host facts
 //!   come from the owners.
 //!
@@ -47,6 +49,10 @@ use std::sync::Arc;
 use berth_rpc::Error;
 use berth_rpc::tls::ClientTls;
 use berth_store::Store;
+
+/// What the gateway's database is made of.
+pub const MIGRATIONS: &[berth_store::Migration] =
+    &[berth_operations::MIGRATION, app::warnings::MIGRATION];
 
 /// Whose operations are whose, where several gateways share a database; there is one.
 const NODE: &str = "none";
@@ -85,12 +91,13 @@ impl Gateway {
     /// Over owners reached some other way, e.g. in memory.
     pub fn over(store: Store, owners: clients::Owners) -> App {
         let events = app::events::Events::default();
+        let warnings = app::warnings::Warnings::new(store.clone());
         let durable = berth_operations::Operations::new(store, NODE, app::sagas::all());
         Arc::new(Self {
             owners,
             operations: app::operations::Operations::new(durable, events.clone()),
             events,
-            warnings: app::warnings::Warnings::default(),
+            warnings,
             identity: config::Identity::of_this_process(),
         })
     }
@@ -105,6 +112,7 @@ impl Gateway {
             tracing::info!(count, "operations are taken up again");
         }
         app::follow::begin(self);
+        app::scheduled::begin(self);
         Ok(())
     }
 }

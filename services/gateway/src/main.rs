@@ -28,7 +28,7 @@ async fn main() -> anyhow::Result<()> {
         .with_context(|| format!("making {}", state_dir.display()))?;
     // Steps are idempotent, so an operation that a power cut takes back is only done again.
     let database = config.server.database().with_durability(Durability::Normal);
-    let store = Store::open(&database, &[berth_operations::MIGRATION])
+    let store = Store::open(&database, berth_gateway::MIGRATIONS)
         .await
         .context("opening the database")?;
     let tls = config.services.tls.as_ref().map(|tls| tls.open());

@@ -425,11 +425,110 @@ async fn a_copy_has_its_own_volume() {
     client
         .done("POST", "/1.0/instances/c1/snapshots", json!({"name": "s1"}))
         .await;
+    let snapshots = async |name: &str| {
+        let path = format!("/1.0/instances/{name}/snapshots");
+        let all = client.get(&path).await;
+        all.as_array().unwrap().len()
+    };
     let body = json!({"name": "c3", "source": {"type": "copy", "source": "c1"}});
-    let refused = client.send("POST", "/1.0/instances", body).await;
-    assert_eq!(refused.status, 501, "snapshots are not dropped in silence");
-    let body = json!({"name": "c3", "source": {"type": "copy", "source": "c1/s1"}});
     client.done("POST", "/1.0/instances", body).await;
+    assert_eq!(snapshots("c3").await, 1, "snapshots come along");
+    let body =
+        json!({"name": "c4", "source": {"type": "copy", "source": "c1", "instance_only": true}});
+    client.done("POST", "/1.0/instances", body).await;
+    assert_eq!(snapshots("c4").await, 0);
+    let body = json!({"name": "c5", "source": {"type": "copy", "source": "c1/s1"}});
+    client.done("POST", "/1.0/instances", body).await;
+    assert_eq!(snapshots("c5").await, 0);
+    // A snapshot that storage has and the instance service does not know of: nothing is made.
+    let before = bed.fakes.inventory();
+    for stored in bed.fakes.storage.0.lock().volumes.values_mut() {
+        if let Some((name, stray)) = stored.snapshots.first_key_value() {
+            let (name, stray) = (format!("{name}-stray"), stray.clone());
+            stored.snapshots.insert(name, stray);
+        }
+    }
+    let with_stray = bed.fakes.inventory();
+    assert_ne!(before, with_stray);
+    let body = json!({"name": "c6", "source": {"type": "copy", "source": "c1"}});
+    let failed = client.run("POST", "/1.0/instances", body).await;
+    assert_eq!(failed["status_code"], 400, "{failed}");
+    assert_eq!(bed.fakes.inventory(), with_stray);
+}
+
+#[tokio::test]
+async fn snapshots_are_taken_when_due_and_removed_when_over() {
+    use berth_gateway::app::scheduled;
+
+    let bed = Bed::new();
+    let app = bed.open().await;
+    app.begin().await.unwrap();
+    let client = Client::over(&app);
+    client.arrange(&bed.fakes).await;
+    client.create("c1").await;
+    client.create("c2").await;
+    let config = json!({"config": {
+        "snapshots.schedule": "* * * * *",
+        "snapshots.schedule.stopped": "true",
+        "snapshots.pattern": "due-%d",
+        "snapshots.expiry": "1d",
+    }});
+    client.send("PATCH", "/1.0/instances/c1", config).await;
+    // This one is stopped, and says nothing of being taken all the same.
+    let config = json!({"config": {"snapshots.schedule": "* * * * *"}});
+    client.send("PATCH", "/1.0/instances/c2", config).await;
+    let pool = "/1.0/storage-pools/default/volumes/custom";
+    let volume = json!({"name": "v1", "config": {"snapshots.schedule": "* * * * *"}});
+    assert_eq!(client.send("POST", pool, volume).await.status, 200);
+
+    let minute = chrono::Utc::now();
+    scheduled::look(&app, &[minute]).await;
+    // The same minute again is the same snapshot.
+    scheduled::look(&app, &[minute]).await;
+    client.settled().await;
+    let taken = client.get("/1.0/instances/c1/snapshots?recursion=1").await;
+    assert_eq!(taken.as_array().unwrap().len(), 1, "{taken}");
+    assert_eq!(taken[0]["name"], "due-0");
+    let expires = taken[0]["expires_at"].as_str().unwrap();
+    assert!(!expires.starts_with("0001"), "{expires}");
+    assert_eq!(client.get("/1.0/instances/c2/snapshots").await, json!([]));
+    let of_volume = client.get(&format!("{pool}/v1/snapshots")).await;
+    assert_eq!(of_volume.as_array().unwrap().len(), 1, "{of_volume}");
+
+    // Nothing is due and nothing over.
+    scheduled::look(&app, &[]).await;
+    client.settled().await;
+    let path = "/1.0/instances/c1/snapshots/due-0";
+    assert_eq!(client.get(path).await["name"], "due-0");
+    let past = json!({"expires_at": "2020-01-01T00:00:00Z"});
+    client.done("PUT", path, past.clone()).await;
+    let of_volume = format!("{pool}/v1/snapshots/snap0");
+    assert_eq!(client.send("PATCH", &of_volume, past).await.status, 200);
+    scheduled::look(&app, &[]).await;
+    client.settled().await;
+    assert_eq!(client.send("GET", path, Value::Null).await.status, 404);
+    assert_eq!(
+        client.send("GET", &of_volume, Value::Null).await.status,
+        404
+    );
+}
+
+#[tokio::test]
+async fn a_size_is_limits() {
+    let bed = Bed::new();
+    let client = client(&bed).await;
+    let body = |size: &str| {
+        json!({"name": "c1", "instance_type": size, "source": {"type": "none"},
+            "config": {"limits.cpu": "4"}})
+    };
+    let unknown = client
+        .send("POST", "/1.0/instances", body("t2.micro"))
+        .await;
+    assert_eq!(unknown.status, 400);
+    client.done("POST", "/1.0/instances", body("c1-m2")).await;
+    let config = client.get("/1.0/instances/c1").await["config"].clone();
+    assert_eq!(config["limits.memory"], "2048MB");
+    assert_eq!(config["limits.cpu"], "4", "what is said counts");
 }
 
 #[tokio::test]

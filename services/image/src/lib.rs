@@ -61,6 +61,6 @@ pub mod store;
 pub use app::App;
 pub use config::Config;
 pub use error::Error;
-pub use grpc::{ImageApi, WholeUploads};
+pub use grpc::ImageApi;
 pub use purge::purge;
 pub use store::MIGRATIONS;

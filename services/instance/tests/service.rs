@@ -359,6 +359,25 @@ async fn a_killed_monitor_is_noticed() {
 }
 
 #[tokio::test]
+async fn privilege_changes_with_the_next_start() {
+    let (mut service, _db) = new().await;
+    let created = service.simple("c1").await;
+    service.start("c1").await.unwrap();
+    let current = |instance: &proto::Instance| instance.config["volatile.idmap.current"].clone();
+    let privileged = [("security.privileged", "true")];
+    let changed = service.set("c1", &privileged).await.unwrap();
+    assert_eq!(changed.config["security.privileged"], "true");
+    assert_ne!(current(&changed), "[]", "this run is as it began");
+    // That is what a reboot from inside would start from.
+    assert!(service.fake.spec(&created.uid).unwrap().privileged);
+
+    service.stop("c1", true).await.unwrap();
+    let started = service.start("c1").await.unwrap();
+    assert_eq!(current(&started), "[]");
+    assert!(service.fake.spec(&created.uid).unwrap().privileged);
+}
+
+#[tokio::test]
 async fn limits_and_devices_change_live() {
     let (mut service, _db) = new().await;
     let created = service.simple("c1").await;
@@ -377,10 +396,10 @@ async fn limits_and_devices_change_live() {
         None
     );
     let error = service
-        .set("c1", &[("security.privileged", "true")])
+        .set("c1", &[("security.idmap.size", "131072")])
         .await
         .unwrap_err();
-    assert!(error.message().contains("security.privileged"), "{error}");
+    assert!(error.message().contains("security.idmap.size"), "{error}");
 
     // A disk of the host, plugged in and out.
     let mut request = proto::UpdateInstanceRequest {

@@ -160,3 +160,74 @@ fn lxc_snapshots() {
     assert_eq!(read(), "one");
     lxc.ok(&["delete", "--force", "snap-a"]);
 }
+
+#[test]
+fn lxc_snapshots_by_rule_and_copies_with_them() {
+    let server = Server::any();
+    server.import(Image::Busybox);
+    let lxc = server.lxc();
+    lxc.ok(&["init", "busybox", "rule-a", "-t", "c1-m1"]);
+    assert_eq!(
+        lxc.ok(&["config", "get", "rule-a", "limits.memory"]).trim(),
+        "1024MB"
+    );
+    lxc.ok(&["config", "set", "rule-a", "snapshots.pattern=auto-%d"]);
+    lxc.ok(&["snapshot", "rule-a"]);
+    let dated = "snapshots.pattern={{ creation_date|date:'2006-01-02' }}";
+    lxc.ok(&["config", "set", "rule-a", dated]);
+    lxc.ok(&["config", "set", "rule-a", "snapshots.expiry=1d"]);
+    lxc.ok(&["snapshot", "rule-a"]);
+    let names = |instance: &str| -> Vec<String> {
+        let urls = lxc.query(&[&format!("/1.0/instances/{instance}/snapshots")]);
+        let urls = urls.as_array().unwrap().iter();
+        urls.map(|url| url.as_str().unwrap().rsplit('/').next().unwrap().to_owned())
+            .collect()
+    };
+    let taken = names("rule-a");
+    assert_eq!(taken.len(), 2, "{taken:?}");
+    assert_eq!(taken[0], "auto-0");
+    assert!(
+        taken[1].len() == 10 && taken[1].starts_with("20"),
+        "{taken:?}"
+    );
+    for (rule, complaint) in [
+        ("snapshots.schedule=now and then", "chedule"),
+        ("snapshots.expiry=1x", "expiry"),
+    ] {
+        let refused = lxc.fails(&["config", "set", "rule-a", rule]);
+        assert!(refused.contains(complaint), "{refused}");
+    }
+    for schedule in ["@daily", "@hourly, @startup", "0 6 * * *", ""] {
+        lxc.ok(&[
+            "config",
+            "set",
+            "rule-a",
+            &format!("snapshots.schedule={schedule}"),
+        ]);
+    }
+
+    lxc.ok(&["copy", "rule-a", "rule-b"]);
+    assert_eq!(names("rule-b"), taken);
+    let expires = |snapshot: &str| {
+        let path = format!("/1.0/instances/{snapshot}");
+        lxc.query(&[&path])["expires_at"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let last = format!("snapshots/{}", taken[1]);
+    assert!(!expires(&format!("rule-a/{last}")).starts_with("0001"));
+    assert_eq!(
+        expires(&format!("rule-a/{last}")),
+        expires(&format!("rule-b/{last}"))
+    );
+    // The copy's snapshots are its own.
+    lxc.ok(&["delete", "rule-a"]);
+    lxc.ok(&["start", "rule-b"]);
+    lxc.ok(&["exec", "rule-b", "--", "rm", "/etc/inittab"]);
+    lxc.ok(&["restore", "rule-b", "auto-0"]);
+    lxc.ok(&["exec", "rule-b", "--", "test", "-e", "/etc/inittab"]);
+    lxc.ok(&["copy", "rule-b", "rule-c", "--instance-only"]);
+    assert_eq!(names("rule-c"), Vec::<String>::new());
+    lxc.ok(&["delete", "--force", "rule-b", "rule-c"]);
+}

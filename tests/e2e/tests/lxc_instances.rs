@@ -251,6 +251,7 @@ fn lxc_exec() {
         "HOME=/root",
         "USER=root",
         "LANG=C.UTF-8",
+        "container=lxc",
     ] {
         assert!(
             environment.lines().any(|l| l == line),
@@ -274,6 +275,15 @@ fn lxc_exec() {
     assert_eq!(piped.split_whitespace().next(), Some(sum.as_str()));
     let flood = exec(&["--", "sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x"]);
     assert_eq!((flood.code, flood.stdout.len()), (0, 3_000_000));
+
+    // What a command leaves running may still write.
+    let late = exec(&[
+        "--",
+        "sh",
+        "-c",
+        "(sleep 1; echo late) & echo early; exit 3",
+    ]);
+    assert_eq!((late.code, late.stdout.as_str()), (3, "early\nlate\n"));
 
     let mut terminal = lxc.terminal(&["exec", "exec-a", "--", "sh"], 33, 101);
     terminal.expect("# ", SOON);
@@ -300,6 +310,23 @@ fn lxc_exec() {
     terminal.send("echo after-$((40 + 2)); exit 5\n");
     terminal.expect("after-42", SOON);
     assert_eq!(terminal.wait(SOON), 5);
+
+    // An interrupt on the console is the shell's there, and no ctrl-alt-del for init.
+    let pid = || lxc.query(&["/1.0/instances/exec-a/state"])["pid"].clone();
+    let before = pid();
+    let mut console = lxc.terminal(&["console", "exec-a"], 24, 80);
+    console.expect("To detach", SOON);
+    console.send("\r");
+    console.expect("# ", SOON);
+    console.send("sleep 50\r");
+    console.expect("sleep 50", SOON);
+    std::thread::sleep(Duration::from_millis(500));
+    console.send("\x03");
+    console.expect("# ", SOON);
+    console.send("echo still-$((40 + 2))\r");
+    console.expect("still-42", SOON);
+    assert_eq!(pid(), before, "the guest has not rebooted");
+    drop(console);
 
     lxc.ok(&["delete", "--force", "exec-a"]);
 }

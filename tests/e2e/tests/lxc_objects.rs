@@ -205,6 +205,20 @@ fn lxc_storage() {
         lxc.ok(&["storage", "volume", "create", pool, "data"]);
         let volumes = lxc.ok(&["storage", "volume", "list", pool, "--format", "csv"]);
         assert!(volumes.contains("custom,data"), "{volumes}");
+        lxc.ok(&["storage", "volume", "attach", pool, "data", &name, "/data"]);
+        // Who uses it knows it by its name.
+        let refused = lxc.fails(&["storage", "volume", "rename", pool, "data", "other"]);
+        assert!(refused.contains("in use"), "{refused}");
+        lxc.ok(&["storage", "volume", "detach", pool, "data", &name]);
+        let rule = "snapshots.expiry=1d";
+        lxc.ok(&["storage", "volume", "set", pool, "data", rule]);
+        lxc.ok(&["storage", "volume", "snapshot", pool, "data"]);
+        let path = format!("/1.0/storage-pools/{pool}/volumes/custom/data/snapshots/snap0");
+        let snapshot = lxc.query(&[&path]);
+        let expires = snapshot["expires_at"].as_str().unwrap();
+        assert!(!expires.starts_with("0001"), "{snapshot}");
+        let volumes = lxc.ok(&["storage", "volume", "list", pool, "--format", "csv"]);
+        assert!(volumes.contains("data/snap0"), "{volumes}");
         lxc.ok(&["storage", "volume", "delete", pool, "data"]);
 
         lxc.ok(&["delete", "--force", &name]);

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tonic::{Response, Status, Streaming};
 
 use crate::App;
-use crate::app::instances;
+use crate::app::{instances, scheduled};
 use crate::clients::Owners;
 use crate::rest::urls;
 
@@ -95,6 +95,15 @@ async fn read(
                 seen.after_epoch.clone_from(&event.epoch);
                 seen.after_sequence = event.sequence;
                 tell(app, &event);
+                if owner == Owner::Instance && event.action == "instance-started" {
+                    let app = app.clone();
+                    let name = event.resource.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = scheduled::started(&app, &name).await {
+                            tracing::warn!(%name, %error, "no snapshot at the start");
+                        }
+                    });
+                }
                 if owner == Owner::Instance && has_ended(&event.action) {
                     let app = app.clone();
                     tokio::spawn(async move {

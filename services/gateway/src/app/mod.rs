@@ -13,6 +13,7 @@ pub mod pools;
 pub mod profiles;
 pub mod reads;
 pub mod sagas;
+pub mod scheduled;
 pub mod time;
 pub mod volumes;
 pub mod warnings;

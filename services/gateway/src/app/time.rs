@@ -1,6 +1,6 @@
 //! Times as LXD writes them.
 
-use chrono::{DateTime, Duration, Months, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 /// What LXD writes for no time at all; "" would break its clients' decoding.
 pub const ZERO: &str = "0001-01-01T00:00:00Z";
@@ -34,41 +34,23 @@ pub fn or_empty(time: Option<&str>) -> Result<String, String> {
     }
 }
 
-/// The time that an expiry such as `1H 3d` is away: blank-separated numbers of S, M (minutes), H,
-/// d, w, m (months), y, each unit once.
+/// The time of an expiry such as `1H 3d` from now; an empty one is never.
 ///
 /// # Errors
 /// The sentence for text that is none.
-pub fn after(expiry: &str) -> Result<String, String> {
-    let wrong = || format!("{expiry:?} is not an expiry such as \"1H 3d\"");
-    let mut time = Utc::now();
-    let mut seen = String::new();
-    for part in expiry.split_whitespace() {
-        let unit = part.chars().next_back().ok_or_else(wrong)?;
-        if seen.contains(unit) || !unit.is_ascii() {
-            return Err(wrong());
+pub fn expiry(rule: Option<&String>) -> Result<String, String> {
+    match rule.map(String::as_str) {
+        None | Some("") => Ok(String::new()),
+        Some(rule) => {
+            let then = berth_schedule::after(rule, Utc::now())?;
+            Ok(then.to_rfc3339_opts(SecondsFormat::Secs, true))
         }
-        seen.push(unit);
-        let number: u32 = part[..part.len() - 1].parse().map_err(|_| wrong())?;
-        let wide = i64::from(number);
-        let moved = match unit {
-            'S' => time.checked_add_signed(Duration::seconds(wide)),
-            'M' => time.checked_add_signed(Duration::minutes(wide)),
-            'H' => time.checked_add_signed(Duration::hours(wide)),
-            'd' => time.checked_add_signed(Duration::days(wide)),
-            'w' => time.checked_add_signed(Duration::weeks(wide)),
-            'm' => time.checked_add_months(Months::new(number)),
-            'y' => number
-                .checked_mul(12)
-                .and_then(|months| time.checked_add_months(Months::new(months))),
-            _ => None,
-        };
-        time = moved.ok_or_else(wrong)?;
     }
-    if seen.is_empty() {
-        return Err(wrong());
-    }
-    Ok(time.to_rfc3339_opts(SecondsFormat::Secs, true))
+}
+
+/// Whether an owner's time is reached; an empty one never is.
+pub fn is_over(time: &str, now: DateTime<Utc>) -> bool {
+    DateTime::parse_from_rfc3339(time).is_ok_and(|time| time <= now)
 }
 
 #[cfg(test)]
@@ -88,14 +70,14 @@ mod tests {
     }
 
     #[test]
-    fn expiries_are_sums_of_units() {
-        let hours = |text: &str| {
-            let then = DateTime::parse_from_rfc3339(&after(text).unwrap()).unwrap();
-            (then.with_timezone(&Utc) - Utc::now()).num_minutes()
-        };
-        assert!((24 * 60 + 58..=24 * 60 + 60).contains(&hours("1H 1d")));
-        for bad in ["", "1", "1H 1H", "xH", "1q", "9999999999y"] {
-            assert!(after(bad).is_err(), "{bad}");
-        }
+    fn an_expiry_is_counted_from_now() {
+        let day = String::from("1d");
+        let then = expiry(Some(&day)).unwrap();
+        assert!(!is_over(&then, Utc::now()));
+        assert!(is_over(&then, Utc::now() + chrono::Duration::hours(25)));
+        assert_eq!(expiry(None).unwrap(), "");
+        assert_eq!(expiry(Some(&String::new())).unwrap(), "");
+        assert!(expiry(Some(&String::from("soon"))).is_err());
+        assert!(!is_over("", Utc::now()));
     }
 }

@@ -2,39 +2,60 @@
 
 use berth_proto::storage::{self, CreateVolumeRequest, create_volume_request::Source};
 use berth_rpc::{Code, Error};
-use futures::{StreamExt, TryStreamExt};
 
 use crate::App;
 use crate::app::operations::{About, View};
 use crate::app::sagas::{self, volumes as steps};
+use crate::app::time;
 use crate::clients::Owners;
 use crate::error::Failure;
 
-/// Volumes whose snapshots are listed side by side.
-const AT_ONCE: usize = 8;
-
-/// Snapshots of several volumes, by the volume's resource name.
+/// Snapshots of a volume, oldest first; `-` for a segment of its name means all.
 ///
 /// # Errors
-/// When storage refuses one.
+/// When storage refuses.
 pub async fn snapshots_of(
     owners: &Owners,
-    volumes: Vec<String>,
-) -> Result<Vec<(String, Vec<storage::Snapshot>)>, Error> {
-    futures::stream::iter(volumes)
-        .map(|volume| {
-            let mut client = owners.volumes();
-            async move {
-                let request = storage::ListSnapshotsRequest {
-                    parent: volume.clone(),
-                };
-                let snapshots = client.list_snapshots(request).await?.into_inner().snapshots;
-                Ok((volume, snapshots))
-            }
-        })
-        .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await
+    volume: &str,
+) -> Result<Vec<storage::Snapshot>, tonic::Status> {
+    let request = storage::ListSnapshotsRequest {
+        parent: volume.to_owned(),
+    };
+    let mut snapshots = owners
+        .volumes()
+        .list_snapshots(request)
+        .await?
+        .into_inner()
+        .snapshots;
+    snapshots.sort_by(|a, b| (&a.create_time, &a.name).cmp(&(&b.create_time, &b.name)));
+    Ok(snapshots)
+}
+
+/// The next name that a volume's pattern gives.
+///
+/// # Errors
+/// When the pattern is none.
+pub fn next_snapshot_name(
+    volume: &storage::Volume,
+    present: &[storage::Snapshot],
+) -> Result<String, Error> {
+    let pattern = volume.config.get("snapshots.pattern");
+    let taken: Vec<&str> = present.iter().map(|s| last(&s.name)).collect();
+    berth_schedule::fill_pattern(
+        pattern.map_or("snap%d", String::as_str),
+        chrono::Local::now(),
+        &taken,
+    )
+    .map_err(|why| Error::invalid("config.snapshots.pattern", why))
+}
+
+/// Until when a new snapshot of a volume is kept, by the volume's own rule.
+///
+/// # Errors
+/// When the rule is none.
+pub fn snapshot_expiry(volume: &storage::Volume) -> Result<String, Error> {
+    time::expiry(volume.config.get("snapshots.expiry"))
+        .map_err(|why| Error::invalid("config.snapshots.expiry", why))
 }
 
 fn last(name: &str) -> &str {
@@ -141,24 +162,28 @@ fn of_snapshot(volume: &str, snapshot: &str) -> steps::OfSnapshot {
     }
 }
 
+fn project_of(volume: &str) -> &str {
+    volume.split('/').nth(1).unwrap_or_default()
+}
+
 /// Begins to take a snapshot.
 ///
 /// # Errors
 /// When the operation cannot be written down.
 pub async fn create_snapshot(
     app: &App,
-    project: &str,
     volume: &str,
     snapshot: &str,
     expire_time: &str,
-) -> Result<View, Failure> {
+    request_id: &str,
+) -> Result<View, Error> {
     let mut params = of_snapshot(volume, snapshot);
     expire_time.clone_into(&mut params.expire_time);
-    let new = About::task("Creating storage volume snapshot", project)
-        .on("storage_volumes", last(volume));
-    app.operations
-        .begin(steps::CREATE_SNAPSHOT, &params, new)
-        .await
+    let new = About::task("Creating storage volume snapshot", project_of(volume))
+        .on("storage_volumes", last(volume))
+        .requested_as(request_id);
+    let begun = app.operations.start(steps::CREATE_SNAPSHOT, &params, new);
+    Ok(begun.await?.record().into())
 }
 
 /// Begins to rename a snapshot.
@@ -187,16 +212,30 @@ pub async fn rename_snapshot(
 /// When the operation cannot be written down.
 pub async fn delete_snapshot(
     app: &App,
-    project: &str,
     volume: &str,
     snapshot: &str,
-) -> Result<View, Failure> {
-    let new = About::task("Deleting storage volume snapshot", project)
-        .on("storage_volume_snapshots", last(volume));
+    request_id: &str,
+) -> Result<View, Error> {
+    let new = About::task("Deleting storage volume snapshot", project_of(volume))
+        .on("storage_volume_snapshots", last(volume))
+        .requested_as(request_id);
     let params = of_snapshot(volume, snapshot);
-    app.operations
-        .begin(steps::DELETE_SNAPSHOT, &params, new)
-        .await
+    let begun = app.operations.start(steps::DELETE_SNAPSHOT, &params, new);
+    Ok(begun.await?.record().into())
+}
+
+/// Changes what a user writes of a snapshot.
+///
+/// # Errors
+/// When storage refuses.
+pub async fn update_snapshot(app: &App, snapshot: storage::Snapshot) -> Result<(), Error> {
+    let request = storage::UpdateSnapshotRequest {
+        snapshot: Some(snapshot),
+        update_mask: None,
+        request_id: crate::app::request_id(),
+    };
+    app.owners.volumes().update_snapshot(request).await?;
+    Ok(())
 }
 
 /// Brings a volume back to a snapshot, and returns when it is done.

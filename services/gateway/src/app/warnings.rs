@@ -1,5 +1,6 @@
 //! What does not work and why, gathered when somebody asks: owners that are away, and what the
-//! owners themselves warn of. Facts, not records: after a restart they are found again.
+//! owners themselves warn of. Facts, not records: after a restart they are found again. That somebody
+//! took note of one is a record, and goes with the warning.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use berth_proto::network::Network;
 use berth_proto::{image, instance};
 use berth_rpc::Error;
+use berth_store::{Fetch, Migration, Store, StoreError, args};
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::app::{lists, orphans, time};
@@ -37,10 +40,20 @@ pub struct Warning {
     pub acknowledged: bool,
 }
 
+/// Makes the table of what somebody took note of.
+pub const MIGRATION: Migration = Migration {
+    version: 2,
+    name: "acknowledged_warnings",
+    sql: "CREATE TABLE acknowledged_warnings (id TEXT NOT NULL PRIMARY KEY)",
+};
+
 /// Warnings seen since the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Warnings {
+    store: Store,
     seen: Mutex<BTreeMap<Uuid, Warning>>,
+    /// What an earlier process was told of, until it is seen again.
+    acknowledged: OnceCell<Mutex<BTreeSet<Uuid>>>,
 }
 
 /// A finding before it is known whether it is new.
@@ -54,6 +67,39 @@ struct Finding {
 }
 
 impl Warnings {
+    /// None are seen yet; what was taken note of is in `store`.
+    pub fn new(store: Store) -> Self {
+        Self {
+            store,
+            seen: Mutex::default(),
+            acknowledged: OnceCell::new(),
+        }
+    }
+
+    async fn load(&self) -> Result<Mutex<BTreeSet<Uuid>>, StoreError> {
+        let rows = self
+            .store
+            .read()
+            .fetch_all("SELECT id FROM acknowledged_warnings", args![])
+            .await?;
+        let ids = rows.iter().map(|row| row.text("id"));
+        let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
+        let ids = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        Ok(Mutex::new(ids))
+    }
+
+    /// Writes down whether somebody took note.
+    async fn note(&self, id: Uuid, acknowledged: bool) -> Result<(), StoreError> {
+        let sql = if acknowledged {
+            "INSERT INTO acknowledged_warnings (id) VALUES ($1) ON CONFLICT (id) DO NOTHING"
+        } else {
+            "DELETE FROM acknowledged_warnings WHERE id = $1"
+        };
+        let mut tx = self.store.begin().await?;
+        tx.execute(sql, args![id.to_string()]).await?;
+        tx.commit().await
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Warning>> {
         // Every change under the lock is whole by itself.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,7 +109,36 @@ impl Warnings {
     /// work on.
     pub async fn look(&self, owners: &Owners, busy: &BTreeSet<String>) -> Vec<Warning> {
         let found = gather(owners, busy).await;
+        let known = match self.acknowledged.get_or_try_init(|| self.load()).await {
+            Ok(known) => Some(known),
+            Err(error) => {
+                tracing::warn!(%error, "which warnings were taken note of is not known");
+                None
+            }
+        };
+        let (current, over) = self.renew(found, known);
+        for id in over {
+            // Staying, it would hide the same warning when it comes again.
+            if let Err(error) = self.note(id, false).await {
+                tracing::warn!(%error, "a warning that is over could not be forgotten");
+            }
+        }
+        current
+    }
+
+    /// Takes over what was found. Gives that, and ids of acknowledged ones that are over.
+    fn renew(
+        &self,
+        found: Vec<Finding>,
+        known: Option<&Mutex<BTreeSet<Uuid>>>,
+    ) -> (Vec<Warning>, Vec<Uuid>) {
         let now = time::now();
+        let was_noted = |id: &Uuid| {
+            known.is_some_and(|known| {
+                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                known.remove(id)
+            })
+        };
         let mut seen = self.lock();
         let mut current = BTreeMap::new();
         for finding in found {
@@ -78,31 +153,45 @@ impl Warnings {
                 count: 0,
                 first_seen: now.clone(),
                 last_seen: String::new(),
-                acknowledged: false,
+                acknowledged: was_noted(&id),
             });
             warning.count += 1;
             warning.last_seen.clone_from(&now);
             current.insert(id, warning);
         }
         // What was not found again is over.
+        let over = seen.values().filter(|w| w.acknowledged).map(|w| w.id);
+        let over = over.collect();
         *seen = current;
-        seen.values().cloned().collect()
+        (seen.values().cloned().collect(), over)
     }
 
     /// Sets whether somebody took note; `false` when there is no such warning.
-    pub fn acknowledge(&self, id: Uuid, acknowledged: bool) -> bool {
-        match self.lock().get_mut(&id) {
-            Some(warning) => {
-                warning.acknowledged = acknowledged;
-                true
-            }
-            None => false,
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub async fn acknowledge(&self, id: Uuid, acknowledged: bool) -> Result<bool, Error> {
+        if !self.lock().contains_key(&id) {
+            return Ok(false);
         }
+        self.note(id, acknowledged).await.map_err(Error::internal)?;
+        // It may have ended meanwhile, which is as good.
+        if let Some(warning) = self.lock().get_mut(&id) {
+            warning.acknowledged = acknowledged;
+        }
+        Ok(true)
     }
 
     /// Forgets one; it comes back if it is found again. `false` when there is no such warning.
-    pub fn forget(&self, id: Uuid) -> bool {
-        self.lock().remove(&id).is_some()
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub async fn forget(&self, id: Uuid) -> Result<bool, Error> {
+        let there = self.lock().remove(&id).is_some();
+        if there {
+            self.note(id, false).await.map_err(Error::internal)?;
+        }
+        Ok(there)
     }
 }
 

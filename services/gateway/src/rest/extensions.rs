@@ -72,6 +72,18 @@ pub(super) const EXTENSIONS: &[Extension] = &[
         "snapshots_are_made_renamed_expired_and_deleted",
     ),
     ext(
+        "snapshot_scheduling",
+        "snapshots_are_taken_when_due_and_removed_when_over",
+    ),
+    ext(
+        "snapshot_schedule_aliases",
+        "names_come_as_often_as_they_say",
+    ),
+    ext(
+        "custom_volume_snapshot_expiry",
+        "snapshots_are_taken_when_due_and_removed_when_over",
+    ),
+    ext(
         "instance_bulk_state_change",
         "a_bulk_change_reaches_every_instance",
     ),
@@ -80,6 +92,8 @@ pub(super) const EXTENSIONS: &[Extension] = &[
         "all_projects_and_a_project_exclude_one_another",
     ),
     ext("projects", "only_the_default_project_is_there"),
+    ext("project_usage", "only_the_default_project_is_there"),
+    ext("image_force_refresh", "images_and_aliases"),
     ext("entity_description", "patch_merges_config_per_key"),
     ext(
         "container_image_properties",
@@ -177,6 +191,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         functions(&root.join("src"), &mut found);
         functions(&root.join("tests"), &mut found);
+        functions(&root.join("../../crates/schedule/src"), &mut found);
         for extension in EXTENSIONS {
             assert!(
                 found.contains(extension.test),

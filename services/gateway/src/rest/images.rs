@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::routing::get;
+use axum::routing::{get, post};
 use berth_proto::image;
 use berth_rpc::Error;
 use berth_rpc::names;
@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::body::{self, Json};
 use super::envelope::{self, Answer};
 use super::query::Query;
-use super::{etag, image_export, image_upload, refuse_all, urls};
+use super::{etag, image_export, image_upload, refused, urls};
 use crate::App;
+use crate::app::operations::About;
 use crate::app::{images, lists, time};
 use crate::error::Failure;
 
@@ -41,10 +42,11 @@ pub(super) fn routes() -> Router<App> {
             "/1.0/images/{fingerprint}/export",
             get(image_export::export).post(push),
         )
-        .merge(refuse_all(&[
-            ("/1.0/images/{fingerprint}/refresh", "refreshing an image"),
-            ("/1.0/images/{fingerprint}/secret", "an image's secret"),
-        ]))
+        .route("/1.0/images/{fingerprint}/refresh", post(refresh))
+        .route(
+            "/1.0/images/{fingerprint}/secret",
+            refused("an image's secret"),
+        )
 }
 
 /// An image as LXD renders it.
@@ -234,6 +236,7 @@ async fn update(
             image.properties.clear();
         }
         image.properties.extend(properties);
+        image.properties.retain(|_, value| !value.is_empty());
     }
     image.public = put.public.unwrap_or(image.public);
     image.auto_update = put.auto_update.unwrap_or(image.auto_update);
@@ -261,6 +264,20 @@ async fn delete(State(app): State<App>, Path(fingerprint): Path<String>, query: 
     // The short form may not mean another image by the time the operation runs.
     let image = read(&app, &query, &fingerprint).await?;
     let view = images::delete(&app, &query.project, &image.fingerprint).await?;
+    Ok(envelope::operation(&view))
+}
+
+/// No image here comes from another server, so there is none to ask for a newer one.
+async fn refresh(State(app): State<App>, Path(fingerprint): Path<String>, query: Query) -> Answer {
+    let image = read(&app, &query, &fingerprint).await?;
+    let why = format!(
+        "Failed to update image {:?} in project {:?}: Image source not found",
+        image.fingerprint, query.project
+    );
+    let about = About::task("Refreshing image", &query.project);
+    let view = app
+        .operations
+        .spawn(about, |_| async move { Err(Failure::bad_request(why)) });
     Ok(envelope::operation(&view))
 }
 

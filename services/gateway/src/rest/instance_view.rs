@@ -300,7 +300,11 @@ impl NetworkView {
                 packets_dropped_outbound: link.packets_dropped_outbound,
                 packets_dropped_inbound: link.packets_dropped_inbound,
             },
-            hwaddr: link.hwaddr,
+            // The loopback link has none.
+            hwaddr: match link.hwaddr.as_str() {
+                "00:00:00:00:00:00" => String::new(),
+                _ => link.hwaddr,
+            },
             host_name: link.host_name,
             mtu: link.mtu,
             state: link.state,

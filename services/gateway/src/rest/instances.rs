@@ -277,8 +277,11 @@ async fn create(
             )));
         }
     };
+    let mut config = body.config;
     if !body.instance_type.is_empty() {
-        return Err(Failure::unsupported("instance_type (sizes of clouds)"));
+        for (key, value) in instances::size_limits(&body.instance_type)? {
+            config.entry(key.to_owned()).or_insert(value);
+        }
     }
     let source = body.source.read(&query.parent())?;
     let name = if body.name.is_empty() {
@@ -296,7 +299,7 @@ async fn create(
             architecture: body.architecture,
             ephemeral: body.ephemeral,
             stateful: body.stateful,
-            config: body.config.into_iter().collect(),
+            config: config.into_iter().collect(),
             devices: device_map(body.devices),
             profiles: body.profiles.unwrap_or_default(),
             ..Default::default()

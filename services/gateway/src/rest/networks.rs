@@ -331,12 +331,12 @@ async fn leases(State(app): State<App>, Path(network): Path<String>, query: Quer
     let shown: Vec<_> = leases
         .into_iter()
         .map(|lease| {
-            // The gateway's own address is everywhere; leases belong to a member.
-            let location = match lease.r#type.as_str() {
-                "gateway" | "uplink" => "",
-                _ => "none",
+            // The gateway's own address is everywhere and on no card; leases belong to a member.
+            let (location, hwaddr) = match lease.r#type.as_str() {
+                "gateway" | "uplink" => ("", String::new()),
+                _ => ("none", lease.hwaddr),
             };
-            json!({"hostname": lease.hostname, "hwaddr": lease.hwaddr, "address": lease.address,
+            json!({"hostname": lease.hostname, "hwaddr": hwaddr, "address": lease.address,
                 "type": lease.r#type, "location": location})
         })
         .collect();

@@ -5,10 +5,11 @@ use axum::extract::{Path, State};
 use axum::routing::get;
 use http::StatusCode;
 use serde::Serialize;
+use serde_json::json;
 
 use super::envelope::{self, Answer};
 use super::query::{DEFAULT_PROJECT, Query};
-use super::{etag, refused, urls};
+use super::{etag, urls};
 use crate::App;
 use crate::app::{lists, reads};
 use crate::error::Failure;
@@ -25,7 +26,7 @@ pub(super) fn routes() -> Router<App> {
                 .post(rename)
                 .delete(delete),
         )
-        .route("/1.0/projects/{name}/state", refused("project state"))
+        .route("/1.0/projects/{name}/state", get(state))
 }
 
 /// A project as LXD renders it.
@@ -101,6 +102,27 @@ async fn show(State(app): State<App>, Path(name): Path<String>) -> Answer {
     let shown = default(&app).await?;
     let etag = etag::of(&(shown.description, &shown.config));
     Ok(envelope::sync_etag(shown, &etag))
+}
+
+/// What the project uses. It has no limits, and LXD sums up memory and the like only against a limit.
+async fn state(State(app): State<App>, Path(name): Path<String>) -> Answer {
+    known(&name)?;
+    let parent = format!("projects/{DEFAULT_PROJECT}");
+    let (instances, networks) = tokio::try_join!(
+        reads::instance_names(&app.owners, &parent),
+        lists::networks(&app.owners, &parent, false),
+    )?;
+    let used = |usage: usize| json!({"Limit": -1, "Usage": usage});
+    Ok(envelope::sync(json!({"resources": {
+        "containers": used(instances.len()),
+        "cpu": used(0),
+        "disk": used(0),
+        "instances": used(instances.len()),
+        "memory": used(0),
+        "networks": used(networks.len()),
+        "processes": used(0),
+        "virtual-machines": used(0),
+    }})))
 }
 
 async fn create() -> Answer {

@@ -2,8 +2,9 @@
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode};
 
 use super::{
@@ -63,8 +64,31 @@ pub fn router(app: App) -> Router {
     .method_not_allowed_fallback(|| async {
         Failure::new(StatusCode::NOT_IMPLEMENTED, "not implemented")
     })
+    .layer(from_fn(small_body))
     .layer(from_fn_with_state(app.clone(), trace))
     .with_state(app)
+}
+
+/// Bodies up to this size are read before they are looked at.
+const SMALL_BODY: u64 = 256 << 10;
+
+/// Reads a small body whole before anything is answered. A request that is refused before its body was
+/// read ends its connection, and a client that still writes sees a broken pipe instead of the answer.
+async fn small_body(request: Request, next: Next) -> Response {
+    let length = request
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if !length.is_some_and(|length| length <= SMALL_BODY) {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    match axum::body::to_bytes(body, usize::try_from(SMALL_BODY).unwrap_or(usize::MAX)).await {
+        Ok(bytes) => next.run(Request::from_parts(parts, bytes.into())).await,
+        Err(error) => {
+            Failure::bad_request(format!("the body cannot be read: {error}")).into_response()
+        }
+    }
 }
 
 /// A span per request that continues the client's own trace, and a logging event for those who

@@ -31,8 +31,8 @@ pub(super) fn routes(prefix: &str) -> Router<App> {
         .route(
             &format!("{prefix}/{{name}}/snapshots/{{snapshot}}"),
             get(show)
-                .put(update)
-                .patch(update)
+                .put(replace)
+                .patch(change)
                 .post(rename)
                 .delete(delete),
         )
@@ -123,10 +123,7 @@ async fn create(
     let record = instances::get(&app, &instance, View::Basic).await?;
     let expire_time = match body.expires_at.as_deref() {
         // Nothing said: the instance's own rule holds.
-        None => match record.expanded_config.get("snapshots.expiry") {
-            Some(rule) if !rule.is_empty() => time::after(rule).map_err(Failure::bad_request)?,
-            _ => String::new(),
-        },
+        None => instances::snapshot_expiry(&record)?,
         said => time::or_empty(said).map_err(Failure::bad_request)?,
     };
     let snapshot = Create {
@@ -145,17 +142,41 @@ struct UpdateBody {
     expires_at: Option<String>,
 }
 
-/// Only the expiry changes, and 5.0.2 answers with an operation.
-async fn update(
+async fn replace(
     State(app): State<App>,
-    Path((name, snapshot)): Path<(String, String)>,
+    Path(path): Path<(String, String)>,
     query: Query,
     headers: HeaderMap,
     Json(body): Json<UpdateBody>,
 ) -> Answer {
-    let current = read(&app, &query, &name, &snapshot).await?;
-    etag::check(&headers, &current.etag)?;
-    let expire_time = time::or_empty(body.expires_at.as_deref()).map_err(Failure::bad_request)?;
+    let expires_at = Some(body.expires_at.unwrap_or_default());
+    update(&app, path, &query, &headers, expires_at).await
+}
+
+async fn change(
+    State(app): State<App>,
+    Path(path): Path<(String, String)>,
+    query: Query,
+    headers: HeaderMap,
+    Json(body): Json<UpdateBody>,
+) -> Answer {
+    update(&app, path, &query, &headers, body.expires_at).await
+}
+
+/// Only the expiry changes, and 5.0.2 answers with an operation.
+async fn update(
+    app: &App,
+    (name, snapshot): (String, String),
+    query: &Query,
+    headers: &HeaderMap,
+    expires_at: Option<String>,
+) -> Answer {
+    let current = read(app, query, &name, &snapshot).await?;
+    etag::check(headers, &current.etag)?;
+    let expire_time = match expires_at {
+        None => current.expire_time,
+        said => time::or_empty(said.as_deref()).map_err(Failure::bad_request)?,
+    };
     let request = UpdateSnapshotRequest {
         snapshot: Some(Snapshot {
             name: current.name,
@@ -191,6 +212,12 @@ async fn rename(
         return Err(Failure::unsupported("migration"));
     }
     read(&app, &query, &name, &snapshot).await?;
+    if read(&app, &query, &name, &body.name).await.is_ok() {
+        return Err(Failure::conflict(format!(
+            "Name '{name}/{}' already in use",
+            body.name
+        )));
+    }
     let instance = resource(&query, &name)?;
     let operation =
         instances::begin_rename_snapshot(&app, &instance, &snapshot, &body.name, "").await?;

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
 use berth_proto::storage;
+use berth_rpc::Error;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ pub(super) fn routes() -> Router<App> {
             &format!("{SNAPSHOTS}/{{snapshot}}"),
             get(show)
                 .put(replace)
-                .patch(replace)
+                .patch(change)
                 .post(rename)
                 .delete(delete),
         )
@@ -41,6 +42,29 @@ struct Shown {
     config: BTreeMap<String, String>,
     content_type: &'static str,
     created_at: String,
+}
+
+impl Shown {
+    fn alone(found: storage::Snapshot) -> Self {
+        Self {
+            // Alone it shows the zero time where a list shows null.
+            expires_at: Some(expiry(&found).unwrap_or_else(|| time::ZERO.to_owned())),
+            name: urls::last(&found.name).to_owned(),
+            description: found.description,
+            config: found.config.into_iter().collect(),
+            content_type: "filesystem",
+            created_at: time::or_zero(&found.create_time).to_owned(),
+        }
+    }
+
+    fn etag(&self) -> String {
+        etag::of(&(
+            &self.name,
+            &self.description,
+            &self.config,
+            &self.expires_at,
+        ))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -65,19 +89,17 @@ fn volume(query: &Query, (pool, kind, volume): (&str, &str, &str)) -> Result<Str
 }
 
 async fn read(app: &App, parent: &str) -> Result<Vec<storage::Snapshot>, Failure> {
-    let request = storage::ListSnapshotsRequest {
-        parent: parent.to_owned(),
-    };
-    let mut snapshots = app
-        .owners
-        .volumes()
-        .list_snapshots(request)
+    volumes::snapshots_of(&app.owners, parent)
         .await
-        .map_err(storage_volumes::missing)?
-        .into_inner()
-        .snapshots;
-    snapshots.sort_by(|a, b| (&a.create_time, &a.name).cmp(&(&b.create_time, &b.name)));
-    Ok(snapshots)
+        .map_err(storage_volumes::missing)
+}
+
+async fn find(app: &App, parent: &str, snapshot: &str) -> Result<storage::Snapshot, Failure> {
+    read(app, parent)
+        .await?
+        .into_iter()
+        .find(|candidate| urls::last(&candidate.name) == snapshot)
+        .ok_or_else(|| Failure::not_found("Storage pool volume snapshot not found"))
 }
 
 async fn list(
@@ -121,26 +143,8 @@ async fn show(
     query: Query,
 ) -> Answer {
     let parent = volume(&query, (&pool, &kind, &name))?;
-    let found = read(&app, &parent)
-        .await?
-        .into_iter()
-        .find(|candidate| urls::last(&candidate.name) == snapshot)
-        .ok_or_else(|| Failure::not_found("Storage pool volume snapshot not found"))?;
-    let shown = Shown {
-        // Alone it shows the zero time where a list shows null.
-        expires_at: Some(expiry(&found).unwrap_or_else(|| time::ZERO.to_owned())),
-        name: snapshot,
-        description: found.description,
-        config: found.config.into_iter().collect(),
-        content_type: "filesystem",
-        created_at: time::or_zero(&found.create_time).to_owned(),
-    };
-    let etag = etag::of(&(
-        &shown.name,
-        &shown.description,
-        &shown.config,
-        &shown.expires_at,
-    ));
+    let shown = Shown::alone(find(&app, &parent, &snapshot).await?);
+    let etag = shown.etag();
     Ok(envelope::sync_etag(shown, &etag))
 }
 
@@ -151,11 +155,24 @@ async fn create(
     Json(body): Json<Body>,
 ) -> Answer {
     let parent = volume(&query, (&pool, &kind, &name))?;
-    let expires = time::or_empty(body.expires_at.as_deref())
-        .map_err(|why| berth_rpc::Error::invalid("expires_at", why))?;
+    let request = storage::GetVolumeRequest {
+        name: parent.clone(),
+    };
+    let owner = app
+        .owners
+        .volumes()
+        .get_volume(request)
+        .await
+        .map_err(storage_volumes::missing)?
+        .into_inner();
+    let expires = match body.expires_at.as_deref() {
+        // Nothing said: the volume's own rule holds.
+        None => volumes::snapshot_expiry(&owner)?,
+        said => time::or_empty(said).map_err(|why| Error::invalid("expires_at", why))?,
+    };
     let present = read(&app, &parent).await?;
     let snapshot = if body.name.is_empty() {
-        next_name(&present)
+        volumes::next_snapshot_name(&owner, &present)?
     } else {
         body.name
     };
@@ -169,24 +186,8 @@ async fn create(
             "Snapshot {snapshot:?} already in use"
         )));
     }
-    let view = volumes::create_snapshot(&app, &query.project, &parent, &snapshot, &expires).await?;
+    let view = volumes::create_snapshot(&app, &parent, &snapshot, &expires, "").await?;
     Ok(envelope::operation(&view))
-}
-
-/// `snap0`, `snap1`, ...: one more than the highest there is.
-fn next_name(present: &[storage::Snapshot]) -> String {
-    let next = present
-        .iter()
-        .filter_map(|s| {
-            urls::last(&s.name)
-                .strip_prefix("snap")?
-                .parse::<u64>()
-                .ok()
-        })
-        .map(|n| n.saturating_add(1))
-        .max()
-        .unwrap_or(0);
-    format!("snap{next}")
 }
 
 async fn rename(
@@ -216,35 +217,61 @@ async fn delete(
     query: Query,
 ) -> Answer {
     let parent = volume(&query, (&pool, &kind, &name))?;
-    let there = read(&app, &parent)
-        .await?
-        .iter()
-        .any(|candidate| urls::last(&candidate.name) == snapshot);
-    if !there {
-        return Err(Failure::not_found("Storage pool volume snapshot not found"));
-    }
-    let view = volumes::delete_snapshot(&app, &query.project, &parent, &snapshot).await?;
+    find(&app, &parent, &snapshot).await?;
+    let view = volumes::delete_snapshot(&app, &parent, &snapshot, "").await?;
     Ok(envelope::operation(&view))
 }
 
-async fn replace(_headers: HeaderMap) -> Answer {
-    Err(Failure::unsupported(
-        "changing a storage volume's snapshot (description, expires_at)",
-    ))
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Put {
+    description: Option<String>,
+    expires_at: Option<String>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// PUT: what is absent is empty.
+async fn replace(
+    State(app): State<App>,
+    Path(path): Path<(String, String, String, String)>,
+    query: Query,
+    headers: HeaderMap,
+    Json(put): Json<Put>,
+) -> Answer {
+    let put = Put {
+        description: Some(put.description.unwrap_or_default()),
+        expires_at: Some(put.expires_at.unwrap_or_default()),
+    };
+    update(&app, path, &query, &headers, put).await
+}
 
-    #[test]
-    fn the_next_snapshot_is_one_above_the_highest() {
-        let snapshot = |name: &str| storage::Snapshot {
-            name: format!("projects/p/storagePools/s/custom/v/snapshots/{name}"),
-            ..storage::Snapshot::default()
-        };
-        assert_eq!(next_name(&[]), "snap0");
-        let present = ["snap3", "mine", "snap1", "snapx"].map(snapshot);
-        assert_eq!(next_name(&present), "snap4");
+/// PATCH: what is absent stays.
+async fn change(
+    State(app): State<App>,
+    Path(path): Path<(String, String, String, String)>,
+    query: Query,
+    headers: HeaderMap,
+    Json(put): Json<Put>,
+) -> Answer {
+    update(&app, path, &query, &headers, put).await
+}
+
+async fn update(
+    app: &App,
+    (pool, kind, name, snapshot): (String, String, String, String),
+    query: &Query,
+    headers: &HeaderMap,
+    put: Put,
+) -> Answer {
+    let parent = volume(query, (&pool, &kind, &name))?;
+    let mut found = find(app, &parent, &snapshot).await?;
+    etag::check(headers, &Shown::alone(found.clone()).etag())?;
+    if let Some(description) = put.description {
+        found.description = description;
     }
+    if put.expires_at.is_some() {
+        found.expire_time = time::or_empty(put.expires_at.as_deref())
+            .map_err(|why| Error::invalid("expires_at", why))?;
+    }
+    volumes::update_snapshot(app, found).await?;
+    Ok(envelope::empty())
 }

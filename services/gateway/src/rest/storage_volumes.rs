@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::routing::get;
 use berth_proto::storage;
-use berth_rpc::names;
+use berth_rpc::{Error, names};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
@@ -83,9 +83,13 @@ impl From<storage::Volume> for Shown {
         Self {
             config: volume.config.into_iter().collect(),
             description: volume.description,
-            name: name.volume,
+            name: name.volume.clone(),
             r#type: urls::volume_type(&name.collection).to_owned(),
-            used_by: urls::of_resources(volume.holds.iter().map(|hold| hold.holder.as_str())),
+            used_by: match name.collection.as_str() {
+                // An image's copy in a pool is the image's.
+                "images" => vec![format!("/1.0/images/{}", name.volume)],
+                _ => urls::of_resources(volume.holds.iter().map(|hold| hold.holder.as_str())),
+            },
             location: "none",
             content_type: volume.content_type,
             project: name.project,
@@ -159,17 +163,20 @@ async fn listing(app: &App, query: &Query, pool: &str, collection: &str) -> Answ
     let pool = urls::named("Storage pool", pool)?;
     let parent = names::ProjectPool::new(&query.project, pool).to_string();
     let volumes = lists::volumes(&app.owners, &parent, collection).await?;
-    let with_snapshots: Vec<String> = volumes
-        .iter()
-        .filter(|volume| volume.snapshot_count > 0)
-        .map(|volume| volume.name.clone())
-        .collect();
+    let has_snapshots = volumes.iter().any(|volume| volume.snapshot_count > 0);
     let mut shown: Vec<Shown> = volumes.into_iter().map(Shown::from).collect();
-    if query.recursion > 0 && !with_snapshots.is_empty() {
-        let snapshots = volumes::snapshots_of(&app.owners, with_snapshots).await?;
-        for (volume, snapshots) in snapshots {
-            shown.extend(as_volumes(&shown, &volume, &snapshots));
-        }
+    if query.recursion > 0 && has_snapshots {
+        let kind = if collection.is_empty() {
+            "-"
+        } else {
+            collection
+        };
+        let snapshots = volumes::snapshots_of(&app.owners, &format!("{parent}/{kind}/-")).await?;
+        let snapshots: Vec<Shown> = snapshots
+            .iter()
+            .filter_map(|snapshot| as_volume(&shown, snapshot))
+            .collect();
+        shown.extend(snapshots);
     }
     shown.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
     if let Some(filter) = filter {
@@ -185,27 +192,19 @@ async fn listing(app: &App, query: &Query, pool: &str, collection: &str) -> Answ
 }
 
 /// LXD lists a volume's snapshots beside it, named `volume/snapshot`.
-fn as_volumes(shown: &[Shown], volume: &str, snapshots: &[storage::Snapshot]) -> Vec<Shown> {
-    let Ok(name) = names::Volume::parse("name", volume) else {
-        return Vec::new();
-    };
+fn as_volume(shown: &[Shown], snapshot: &storage::Snapshot) -> Option<Shown> {
+    let name = names::VolumeSnapshot::parse("name", &snapshot.name).ok()?;
     let kind = urls::volume_type(&name.collection);
-    let Some(owner) = shown
+    let owner = shown
         .iter()
-        .find(|v| v.name == name.volume && v.r#type == kind)
-    else {
-        return Vec::new();
-    };
-    snapshots
-        .iter()
-        .map(|snapshot| Shown {
-            config: snapshot.config.clone().into_iter().collect(),
-            description: snapshot.description.clone(),
-            name: format!("{}/{}", owner.name, urls::last(&snapshot.name)),
-            created_at: time::or_zero(&snapshot.create_time).to_owned(),
-            ..owner.clone()
-        })
-        .collect()
+        .find(|v| v.name == name.volume && v.r#type == kind && v.pool == name.pool)?;
+    Some(Shown {
+        config: snapshot.config.clone().into_iter().collect(),
+        description: snapshot.description.clone(),
+        name: format!("{}/{}", owner.name, name.snapshot),
+        created_at: time::or_zero(&snapshot.create_time).to_owned(),
+        ..owner.clone()
+    })
 }
 
 async fn read(
@@ -484,7 +483,10 @@ async fn rename(
             request_id: crate::app::request_id(),
         })
         .await
-        .map_err(missing)?;
+        .map_err(|status| match Error::from(status.clone()).reason.as_str() {
+            "HELD" => Failure::bad_request("Volume is still in use by instances or profiles"),
+            _ => missing(status),
+        })?;
     Ok(envelope::created(&location(&pool, &kind, &body.name)))
 }
 

@@ -40,13 +40,16 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
+/// Nothing has a longer name.
+const NAME_MAX: usize = 1024;
+
 /// A segment taken from a path, for use in a resource name. What no name can be is not found.
 ///
 /// # Errors
 /// 404 `<kind> not found`.
 pub(super) fn named<'a>(kind: &str, name: &'a str) -> Result<&'a str, Failure> {
     let wrong = name.is_empty() || name == "." || name == ".." || name.contains('/');
-    if wrong || name.bytes().any(|b| b < 0x20) {
+    if wrong || name.len() > NAME_MAX || name.bytes().any(|b| b < 0x20) {
         return Err(Failure::not_found(format!("{kind} not found")));
     }
     Ok(name)

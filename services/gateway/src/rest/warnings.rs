@@ -114,7 +114,7 @@ async fn change(State(app): State<App>, Path(id): Path<String>, Json(put): Json<
             ));
         }
     };
-    if app.warnings.acknowledge(parse(&id)?, acknowledged) {
+    if app.warnings.acknowledge(parse(&id)?, acknowledged).await? {
         Ok(envelope::empty())
     } else {
         Err(not_found())
@@ -122,7 +122,7 @@ async fn change(State(app): State<App>, Path(id): Path<String>, Json(put): Json<
 }
 
 async fn delete(State(app): State<App>, Path(id): Path<String>) -> Answer {
-    if app.warnings.forget(parse(&id)?) {
+    if app.warnings.forget(parse(&id)?).await? {
         Ok(envelope::empty())
     } else {
         Err(not_found())

@@ -45,11 +45,7 @@ impl Bed {
 
     /// A gateway that has not looked at its database yet.
     pub async fn open(&self) -> App {
-        let store = self
-            .database
-            .open(&[berth_operations::MIGRATION])
-            .await
-            .unwrap();
+        let store = self.database.open(berth_gateway::MIGRATIONS).await.unwrap();
         *self.store.lock().unwrap() = Some(store.clone());
         let app = Gateway::over(store, self.fakes.owners().await);
         app.operations.durable().set_patience(Patience {

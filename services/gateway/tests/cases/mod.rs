@@ -123,6 +123,18 @@ pub fn creation(name: &str, profiles: &[&str], start: bool) -> create::Params {
     }
 }
 
+/// A copy with the source's snapshot.
+fn copy_of_c1(name: &str) -> create::Params {
+    let mut params = creation(name, &["web"], false);
+    params.plan.0.image = None;
+    params.plan.0.copy_of = C1.into();
+    params.contents = Contents::Copy {
+        of: format!("{PARENT}/storagePools/p1/containers/c1"),
+        snapshots: vec!["snap0".into()],
+    };
+    params
+}
+
 fn pool(name: &str) -> pools::Create {
     pools::Create {
         pool: name.into(),
@@ -340,6 +352,7 @@ fn of_instances() -> Vec<Case> {
     vec![
         case(create::NAME, &creation("c2", &["web"], true)),
         case(create::NAME, &creation("c2", &["web"], false)),
+        case(create::NAME, &copy_of_c1("c2")),
         case(
             delete::NAME,
             &delete::Params {

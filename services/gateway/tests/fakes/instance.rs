@@ -291,6 +291,16 @@ impl InstanceService for Fake {
             instance.create_time = "2026-01-01T00:00:00Z".to_owned();
             instance.last_used_time = "1970-01-01T00:00:00Z".to_owned();
             instance.set_type(pb::instance::Type::Container);
+            for id in &request.copy_snapshots {
+                let from = format!("{}/snapshots/{id}", request.copy_snapshots_of);
+                let mut copy = state
+                    .snapshots
+                    .get(&from)
+                    .cloned()
+                    .ok_or_else(|| Error::not_found("Snapshot", id))?;
+                copy.name = format!("{}/snapshots/{id}", instance.name);
+                state.snapshots.insert(copy.name.clone(), copy);
+            }
             let made = state.settle(instance, request.attachments, request.ports)?;
             state.tell("instance-created", &made);
             Ok(made)

@@ -512,12 +512,40 @@ impl VolumeService for Fake {
         &self,
         request: Request<storage::ListSnapshotsRequest>,
     ) -> Result<Response<storage::ListSnapshotsResponse>, Status> {
+        let parent = &request.get_ref().parent;
+        let any = parent.split('/').any(|segment| segment == "-");
         self.0.with(|state| {
-            let stored = state.stored(&request.get_ref().parent)?;
-            let snapshots = stored.snapshots.values().map(|(s, _)| s.clone());
+            if !any {
+                state.stored(parent)?;
+            }
+            let fits = |name: &str| {
+                let mut pairs = parent.split('/').zip(name.split('/'));
+                pairs.all(|(wanted, there)| wanted == "-" || wanted == there)
+            };
+            let volumes = state.volumes.iter().filter(|(name, _)| fits(name));
+            let snapshots = volumes.flat_map(|(_, stored)| stored.snapshots.values());
             Ok(storage::ListSnapshotsResponse {
-                snapshots: snapshots.collect(),
+                snapshots: snapshots.map(|(s, _)| s.clone()).collect(),
             })
+        })
+    }
+
+    async fn update_snapshot(
+        &self,
+        request: Request<storage::UpdateSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let request = request.into_inner();
+        let new = request.snapshot.unwrap_or_default();
+        self.0.once(&request.request_id, |state| {
+            let (volume, id) = new.name.split_once("/snapshots/").unwrap();
+            let stored = state.stored(volume)?;
+            let (snapshot, _) = stored
+                .snapshots
+                .get_mut(id)
+                .ok_or_else(|| Error::not_found("Snapshot", id))?;
+            snapshot.description = new.description;
+            snapshot.expire_time = new.expire_time;
+            Ok(snapshot.clone())
         })
     }
 

@@ -89,6 +89,14 @@ impl Client {
         Self { bed, app }
     }
 
+    /// Over the same owners and database, as after a restart of the gateway.
+    pub async fn restarted(self) -> Self {
+        let Self { bed, app } = self;
+        bed.kill(app).await;
+        let app = bed.begin().await;
+        Self { bed, app }
+    }
+
     pub async fn send(&self, request: Request<Body>) -> Got {
         let response: Response = rest::router::router(self.app.clone())
             .oneshot(request)

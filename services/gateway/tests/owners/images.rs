@@ -47,6 +47,17 @@ async fn images_and_aliases() {
         json!({"fingerprint": fingerprint, "size": "13"})
     );
 
+    let refresh = format!("/1.0/images/{fingerprint}/refresh");
+    let started = client.call("POST", &refresh, "").await;
+    let refreshed = client.end_of(&started).await;
+    assert_eq!(refreshed["status"], "Failure");
+    let why = refreshed["err"].as_str().unwrap();
+    assert!(why.ends_with("Image source not found"), "{why}");
+    client
+        .call("POST", "/1.0/images/ffff/refresh", "")
+        .await
+        .refused(404, "Image not found");
+
     let short = format!("/1.0/images/{}", &fingerprint[..8]);
     let got = client.get(&short).await;
     assert_eq!(
@@ -367,8 +378,6 @@ async fn what_is_not_done_is_refused_by_name() {
         .await
         .refused(500, "Invalid images JSON");
     let fingerprint = client.bed.fakes.image.put(b"IMAGE bytes");
-    for what in ["refresh", "secret"] {
-        let path = format!("/1.0/images/{fingerprint}/{what}");
-        assert_eq!(client.call("POST", &path, "").await.status, 501);
-    }
+    let path = format!("/1.0/images/{fingerprint}/secret");
+    assert_eq!(client.call("POST", &path, "").await.status, 501);
 }

@@ -37,6 +37,9 @@ async fn warnings_are_listed() {
         (&one["status"], &one["count"]),
         (&json!("acknowledged"), &json!(3))
     );
+    let client = client.restarted().await;
+    let one = client.get(&url).await.metadata();
+    assert_eq!(one["status"], "acknowledged", "it outlives the gateway");
     client
         .bed
         .fakes
@@ -71,6 +74,14 @@ async fn only_the_default_project_is_there() {
     );
     client
         .get("/1.0/projects/nope")
+        .await
+        .refused(404, "Project not found");
+    let used = client.get("/1.0/projects/default/state").await.metadata();
+    let unlimited = json!({"Limit": -1, "Usage": 0});
+    assert_eq!(used["resources"]["instances"], unlimited);
+    assert_eq!(used["resources"].as_object().unwrap().len(), 8);
+    client
+        .get("/1.0/projects/nope/state")
         .await
         .refused(404, "Project not found");
     client

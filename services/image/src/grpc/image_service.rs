@@ -1,5 +1,4 @@
 use super::convert;
-use super::whole_uploads::{BrokenOff, WholeUploads};
 use crate::app::{self, AliasChange, App, Call, ExportMessage, ImageView};
 use crate::error::Error;
 use crate::model::Alias;
@@ -8,7 +7,7 @@ use berth_proto::image::image_service_server::{ImageService, ImageServiceServer}
 use berth_proto::types::{Event, WatchEventsRequest};
 use berth_rpc::mask::Mask;
 use berth_rpc::{REQUEST_ID, page};
-use berth_server::Requests;
+use berth_server::{BrokenOff, Requests, WholeUploads};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use std::pin::Pin;
@@ -111,8 +110,7 @@ impl ImageService for ImageApi {
         request: Request<Streaming<proto::ImportImageRequest>>,
     ) -> Answer<proto::Image> {
         use proto::import_image_request::Message;
-        let mark = request.extensions().get::<BrokenOff>().cloned();
-        let mark = mark.ok_or_else(|| Status::internal("the upload's body is not watched"))?;
+        let mark = BrokenOff::of(&request)?;
         let mut stream = request.into_inner();
         let Some(Message::Header(header)) = stream.message().await?.and_then(|m| m.message) else {
             return Err(Error::invalid("header", "the first message must be the header").into());

@@ -2,7 +2,5 @@
 
 mod convert;
 mod image_service;
-mod whole_uploads;
 
 pub use image_service::ImageApi;
-pub use whole_uploads::WholeUploads;

@@ -52,6 +52,44 @@ fn exit_codes_signals_and_failures() {
 }
 
 #[test]
+fn what_is_written_after_the_end_is_not_lost() {
+    let guest = guest(|_, _| {});
+    // Who holds the pipe writes a moment after the program that was asked for has ended.
+    let (output, code) = guest.sh("(sleep 0.3; echo late) & echo early; exit 3");
+    assert_eq!((output.as_str(), code), ("early\nlate\n", 3));
+}
+
+#[test]
+fn init_has_no_terminal_that_could_interrupt_it() {
+    let guest = guest(|_, _| {});
+    let (output, _) = guest.sh("cut -d' ' -f7 /proc/1/stat");
+    assert_eq!(
+        output.trim(),
+        "0",
+        "an interrupt on the console would reboot the guest"
+    );
+}
+
+#[test]
+fn no_signal_is_ignored_or_blocked() {
+    let guest = guest(|_, _| {});
+    // Without a shell, which has its own mind about signals.
+    let (output, _) = guest.exec(exec_of(&[
+        "grep",
+        "-E",
+        "^Sig(Ign|Blk|Cgt)",
+        "/proc/self/status",
+    ]));
+    let masks: Vec<&str> = output
+        .lines()
+        .filter_map(|l| l.split('\t').nth(1))
+        .collect();
+    assert_eq!(masks.len(), 3, "{output}");
+    assert_eq!(masks[0], "0000000000000000", "blocked: {output}");
+    assert_eq!(masks[1], "0000000000000000", "ignored: {output}");
+}
+
+#[test]
 fn environment_user_and_directory() {
     let guest = guest(|_, _| {});
     let mut exec = exec_of(&[

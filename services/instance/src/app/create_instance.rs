@@ -9,7 +9,7 @@ use crate::Error;
 use crate::model::idmap::IdRange;
 use crate::model::keys::{self, Config};
 use crate::model::name;
-use crate::model::record::{Devices, Instance, Writable};
+use crate::model::record::{Devices, Instance, Snapshot, Writable};
 use crate::model::template::Trigger;
 
 /// What an instance takes over from its image.
@@ -34,6 +34,8 @@ pub struct NewInstance {
     pub default_profiles: bool,
     /// Instance, or instance and snapshot, of the same project.
     pub copy_of: Option<(String, Option<String>)>,
+    /// An instance of the same project, and those of its snapshots whose records are taken over.
+    pub snapshots_of: Option<(String, Vec<String>)>,
 }
 
 impl App {
@@ -60,6 +62,7 @@ impl App {
                 .ok_or_else(|| Error::invalid("template_trigger", "It must be create or copy"))?,
         };
         let _profiles = self.profile_gate.read().await;
+        let snapshots = self.copied_snapshots(&new)?;
         let record = self.new_record(new)?;
         let draft = self.draft(record, None, &self.profiles_now())?;
         check_etag(plan_etag, &draft.etag)?;
@@ -70,23 +73,49 @@ impl App {
         record.ports = values.ports;
         record.ids = self.allocate_ids(&draft.expanded.config)?;
         own_keys(&mut record, trigger);
-        let committed = self.insert(record.clone(), request_id).await;
+        let committed = self.insert(record.clone(), snapshots, request_id).await;
         if committed.is_err() {
             lock(&self.ids).free(record.ids);
         }
         committed
     }
 
-    async fn insert(&self, record: Instance, request_id: &str) -> Result<View, Error> {
+    /// Records of the source's snapshots, as records of others.
+    fn copied_snapshots(&self, new: &NewInstance) -> Result<Vec<Snapshot>, Error> {
+        let Some((source, names)) = &new.snapshots_of else {
+            return Ok(Vec::new());
+        };
+        let there = self.slot(&new.project, source)?.snapshots();
+        let copies = names.iter().map(|name| {
+            let mut copy = there
+                .iter()
+                .find(|snapshot| snapshot.name == *name)
+                .cloned()
+                .ok_or_else(|| Error::not_found("Instance snapshot", name))?;
+            copy.uid = uuid::Uuid::now_v7().to_string();
+            Ok(copy)
+        });
+        copies.collect()
+    }
+
+    async fn insert(
+        &self,
+        record: Instance,
+        snapshots: Vec<Snapshot>,
+        request_id: &str,
+    ) -> Result<View, Error> {
         berth_server::failpoint::pass("instance.create.commit").await?;
         let view = View {
             expanded: self.expand(&record),
             record: Arc::new(record.clone()),
             run: Run::stopped(0),
-            snapshots: Arc::default(),
+            snapshots: Arc::new(snapshots.clone()),
         };
         let mut tx = self.records.begin().await?;
         tx.insert_instance(&record).await?;
+        for snapshot in &snapshots {
+            tx.insert_snapshot(&record.uid, snapshot).await?;
+        }
         let event = event("instance-created", &record, 0);
         self.finish(
             &mut tx,
@@ -96,7 +125,7 @@ impl App {
         )
         .await?;
         tx.commit().await?;
-        self.insert_slot(Arc::new(Slot::new(record, Vec::new())));
+        self.insert_slot(Arc::new(Slot::new(record, snapshots)));
         Ok(view)
     }
 

@@ -126,6 +126,8 @@ fn environment(own: Vec<(String, String)>, request: &ExecRequest) -> BTreeMap<St
     };
     default("PATH", PATH);
     default("LANG", "C.UTF-8");
+    // By which programs know where they are, as LXC tells them.
+    default("container", "lxc");
     if request.user == 0 {
         default("HOME", "/root");
         default("USER", "root");
@@ -572,6 +574,7 @@ mod tests {
             (env["HOME"].as_str(), env["TERM"].as_str()),
             ("/root", "linux")
         );
+        assert_eq!(env["container"], "lxc");
         request.user = 1000;
         assert!(!environment(own, &request).contains_key("HOME"));
     }

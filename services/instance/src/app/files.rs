@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::App;
+use super::start_instance::runs_privileged;
 use crate::Error;
 use crate::host::files::{self, Header, NewFile};
 use crate::host::ids::IdView;
@@ -45,7 +46,7 @@ impl App {
         let record = slot.record();
         let expanded = self.expand(&record);
         let place = if slot.run().status.is_active() {
-            let ids = match expanded.privileged() {
+            let ids = match runs_privileged(&record, &expanded) {
                 true => IdView::Same,
                 false => IdView::Mapped(spec::idmap(&record, false)),
             };

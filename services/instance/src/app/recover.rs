@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::start_instance::note_start;
 use super::watch::Connected;
 use super::{App, Run, Slot, event, lock};
 use crate::Error;
@@ -135,9 +136,11 @@ impl App {
         };
         let event = event(action, &slot.record(), run.generation);
         let generation = run.generation;
+        // Every change of the configuration went into the spec of the next run.
+        let privileged = self.expand(&slot.record()).privileged();
         let written = self
             .commit(slot, Some(run.clone()), "", Some(event), |record| {
-                super::start_instance::note_start(record, generation);
+                note_start(record, generation, privileged);
                 Ok(())
             })
             .await;

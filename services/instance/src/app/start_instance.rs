@@ -163,8 +163,9 @@ impl App {
     ) -> Result<View, Error> {
         failpoint::pass("instance.start.commit").await?;
         let event = event(action, &slot.record(), run.generation);
+        let privileged = self.expand(&slot.record()).privileged();
         self.commit(slot, Some(run.clone()), request_id, Some(event), |record| {
-            note_start(record, run.generation);
+            note_start(record, run.generation, privileged);
             Ok(())
         })
         .await
@@ -268,16 +269,25 @@ fn pending_trigger(record: &Instance) -> Option<Trigger> {
         .and_then(|text| Trigger::parse(text))
 }
 
+/// Whether the run under way is privileged. The configuration may say otherwise for the next one.
+pub(super) fn runs_privileged(record: &Instance, expanded: &Expanded) -> bool {
+    match record.config.get("volatile.idmap.current") {
+        Some(map) if record.running => map == NO_IDMAP,
+        _ => expanded.privileged(),
+    }
+}
+
+const NO_IDMAP: &str = "[]";
+
 /// What a started instance's record says.
-pub(super) fn note_start(record: &mut Instance, generation: i64) {
+pub(super) fn note_start(record: &mut Instance, generation: i64, privileged: bool) {
     forget_run_keys(record);
     record.generation = generation;
     record.running = true;
     record.last_used_time = now();
     record.config.remove("volatile.apply_template");
-    let privileged = crate::model::value::is_true(record.config.get("security.privileged"));
     let map = if privileged {
-        "[]".to_owned()
+        NO_IDMAP.to_owned()
     } else {
         record.ids.volatile()
     };

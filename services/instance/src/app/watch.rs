@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use berth_monitor::protocol::{Ended, Event, ExitReason, Reply, Request, State};
 
+use super::start_instance::note_start;
 use super::{App, Run, Slot, event, lock};
 use crate::Error;
 use crate::model::record::Status;
@@ -76,9 +77,11 @@ impl App {
         };
         slot.set_run(run.clone());
         let event = event("instance-restarted", &slot.record(), generation);
+        // Every change of the configuration went into the spec of the next run.
+        let privileged = self.expand(&slot.record()).privileged();
         let committed = self
             .commit(slot, Some(run), "", Some(event), |record| {
-                super::start_instance::note_start(record, generation);
+                note_start(record, generation, privileged);
                 Ok(())
             })
             .await;

@@ -6,6 +6,8 @@ use berth_proto::instance as proto;
 use berth_proto::instance::file_service_server::FileService;
 use berth_proto::instance::get_file_response::Message as Out;
 use berth_proto::instance::put_file_request::{Header, Message as In};
+use berth_rpc::Code;
+use berth_server::BrokenOff;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
 use tokio::sync::mpsc;
@@ -71,10 +73,16 @@ fn new_file(h: Header) -> Result<NewFile, Error> {
 /// A client that goes away in the middle must not look like the end of its file.
 async fn take_data(
     mut stream: Streaming<proto::PutFileRequest>,
+    broken: BrokenOff,
     sender: mpsc::Sender<Result<Bytes, Error>>,
 ) {
     loop {
         let item = match stream.message().await {
+            Ok(None) if broken.is_set() => Err(Error::new(
+                Code::Cancelled,
+                "CANCELLED",
+                "The upload broke off",
+            )),
             Ok(None) => return,
             Ok(Some(proto::PutFileRequest {
                 message: Some(In::Data(data)),
@@ -124,6 +132,7 @@ impl FileService for Api {
         &self,
         request: Request<Streaming<proto::PutFileRequest>>,
     ) -> Answer<proto::PutFileResponse> {
+        let broken = BrokenOff::of(&request)?;
         let mut stream = request.into_inner();
         let first = stream.message().await?.and_then(|m| m.message);
         let Some(In::Header(header)) = first else {
@@ -134,7 +143,7 @@ impl FileService for Api {
         let (project, instance) = instance_name("header.name", &header.name)?;
         let new = new_file(header)?;
         let (sender, data) = mpsc::channel(4);
-        tokio::spawn(take_data(stream, sender));
+        tokio::spawn(take_data(stream, broken, sender));
         self.app.put_file(&project, &instance, new, data).await?;
         Ok(Response::new(proto::PutFileResponse {}))
     }

@@ -74,6 +74,7 @@ fn new_instance(request: proto::PlanCreateInstanceRequest) -> Result<NewInstance
             profiles: i.profiles,
         }),
         default_profiles: request.default_profiles,
+        snapshots_of: None,
     })
 }
 
@@ -138,10 +139,18 @@ impl InstanceService for Api {
         let project = project_name("parent", &r.parent)?;
         let mut instance = r.instance.unwrap_or_default();
         let new = NewInstance {
-            project,
             name: r.instance_id,
             uid: std::mem::take(&mut instance.uid),
             writable: writable(&mut instance)?,
+            snapshots_of: match copy_of(&project, &r.copy_snapshots_of)? {
+                None => None,
+                Some((instance, None)) => Some((instance, r.copy_snapshots)),
+                Some((_, Some(_))) => {
+                    let why = "Only an instance has snapshots";
+                    return Err(Error::invalid("copy_snapshots_of", why).into());
+                }
+            },
+            project,
             ..NewInstance::default()
         };
         let values = convert::values(r.attachments, r.ports)?;

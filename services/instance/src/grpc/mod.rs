@@ -20,7 +20,7 @@ use berth_proto::instance::log_service_server::LogServiceServer;
 use berth_proto::instance::profile_service_server::ProfileServiceServer;
 use berth_proto::instance::snapshot_service_server::SnapshotServiceServer;
 use berth_rpc::names;
-use berth_server::{Requests, Server};
+use berth_server::{Requests, Server, WholeUploads};
 use prost::Message;
 
 use crate::Error;
@@ -60,7 +60,7 @@ pub fn serve(server: Server, app: Arc<App>) -> Server {
         .add_service(ProfileServiceServer::new(api.clone()))
         .add_service(ExecServiceServer::new(api.clone()))
         .add_service(ConsoleServiceServer::new(api.clone()))
-        .add_service(FileServiceServer::new(api.clone()))
+        .add_service(WholeUploads::new(FileServiceServer::new(api.clone())))
         .add_service(LogServiceServer::new(api))
 }
 
@@ -72,7 +72,7 @@ pub fn router(app: Arc<App>) -> tonic::service::Routes {
         .add_service(ProfileServiceServer::new(api.clone()))
         .add_service(ExecServiceServer::new(api.clone()))
         .add_service(ConsoleServiceServer::new(api.clone()))
-        .add_service(FileServiceServer::new(api.clone()))
+        .add_service(WholeUploads::new(FileServiceServer::new(api.clone())))
         .add_service(LogServiceServer::new(api))
 }
 

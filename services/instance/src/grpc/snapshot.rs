@@ -68,12 +68,23 @@ impl SnapshotService for Api {
         request: Request<proto::ListSnapshotsRequest>,
     ) -> Answer<proto::ListSnapshotsResponse> {
         let (project, instance) = instance_name("parent", &request.into_inner().parent)?;
-        let slot = self.app.slot(&project, &instance)?;
-        let record = slot.record();
-        let snapshots = slot
-            .snapshots()
+        let slots = match (project.as_str(), instance.as_str()) {
+            (_, "-") => self.app.slots(&project),
+            ("-", name) => {
+                let mut slots = self.app.slots("-");
+                slots.retain(|slot| slot.record().name == name);
+                slots
+            }
+            _ => vec![self.app.slot(&project, &instance)?],
+        };
+        let snapshots = slots
             .iter()
-            .map(|s| render::snapshot(&record, s))
+            .flat_map(|slot| {
+                let record = slot.record();
+                let snapshots = slot.snapshots();
+                let rendered = snapshots.iter().map(|s| render::snapshot(&record, s));
+                rendered.collect::<Vec<_>>()
+            })
             .collect();
         Ok(Response::new(proto::ListSnapshotsResponse { snapshots }))
     }

@@ -183,7 +183,19 @@ fn apparmor(text: &str) -> Result<(), String> {
 }
 
 fn expiry(text: &str) -> Result<(), String> {
-    value::expiry(text)
+    if text.is_empty() {
+        return Ok(());
+    }
+    berth_schedule::after(text, chrono::DateTime::UNIX_EPOCH).map(drop)
+}
+
+fn schedule(text: &str) -> Result<(), String> {
+    berth_schedule::Schedule::parse(text).map(drop)
+}
+
+fn pattern(text: &str) -> Result<(), String> {
+    line(text)?;
+    berth_schedule::check_pattern(text)
 }
 
 const TABLE: &[Key] = {
@@ -217,7 +229,7 @@ const TABLE: &[Key] = {
         key("security.idmap.isolated", boolean, Live, Container),
         key("security.idmap.size", id_size, Stopped, Container),
         key("security.nesting", boolean, NextStart, Container),
-        key("security.privileged", boolean, Stopped, Container),
+        key("security.privileged", boolean, NextStart, Container),
         key("security.protection.delete", boolean, Live, Any),
         key("security.protection.shift", boolean, Live, Container),
         key("security.syscalls.deny", syscalls, NextStart, Container),
@@ -229,7 +241,9 @@ const TABLE: &[Key] = {
         ),
         only("security.devlxd", boolean, &["false", "0", "no", "off"]),
         key("snapshots.expiry", expiry, Live, Any),
-        key("snapshots.pattern", line, Live, Any),
+        key("snapshots.pattern", pattern, Live, Any),
+        key("snapshots.schedule", schedule, Live, Any),
+        key("snapshots.schedule.stopped", boolean, Live, Any),
         key("volatile.", line, Live, Any),
         // Known from LXD, not done by this version.
         not_yet("agent.nic_config", VirtualMachine),
@@ -255,8 +269,6 @@ const TABLE: &[Key] = {
         not_yet("security.sev", VirtualMachine),
         not_yet("security.sev.", VirtualMachine),
         not_yet("security.syscalls.", Container),
-        not_yet("snapshots.schedule", Any),
-        not_yet("snapshots.schedule.stopped", Any),
     ]
 };
 
@@ -353,6 +365,43 @@ fn validate_one(name: &str, text: &str, scope: Scope) -> Result<(), Error> {
     Ok(())
 }
 
+/// Keys that services keep beside the user's: those of an instance, and what they keep for each device.
+const VOLATILE: [&str; 12] = [
+    "apply_nvram",
+    "apply_quota",
+    "apply_template",
+    "base_image",
+    "cloud-init.instance-id",
+    "evacuate.origin",
+    "idmap.base",
+    "idmap.current",
+    "idmap.next",
+    "last_state.idmap",
+    "last_state.power",
+    "uuid",
+];
+const VOLATILE_DEVICE: [&str; 14] = [
+    ".apply_quota",
+    ".ceph_rbd",
+    ".driver",
+    ".host_name",
+    ".hwaddr",
+    ".last_state.created",
+    ".last_state.hwaddr",
+    ".last_state.mtu",
+    ".last_state.vf.hwaddr",
+    ".last_state.vf.id",
+    ".last_state.vf.spoofcheck",
+    ".last_state.vf.vlan",
+    ".name",
+    ".uuid",
+];
+
+fn is_volatile(suffix: &str) -> bool {
+    let of_device = |end: &&str| suffix.len() > end.len() && suffix.ends_with(*end);
+    VOLATILE.contains(&suffix) || VOLATILE_DEVICE.iter().any(|end| of_device(&end))
+}
+
 /// What comes after a prefix has rules of its own where it becomes a name elsewhere.
 fn check_suffix(key: &Key, name: &str) -> Result<(), ()> {
     let Some(suffix) = name.strip_prefix(key.name).filter(|s| !s.is_empty()) else {
@@ -367,6 +416,7 @@ fn check_suffix(key: &Key, name: &str) -> Result<(), ()> {
         "environment." => plain(b"_") && !suffix.as_bytes()[0].is_ascii_digit(),
         "limits.kernel." => KERNEL_LIMITS.contains(&suffix),
         "linux.sysctl." => plain(b"._-/") && !suffix.contains(".."),
+        "volatile." => is_volatile(suffix) && !suffix.chars().any(char::is_control),
         _ => !suffix.chars().any(char::is_control),
     };
     if fine { Ok(()) } else { Err(()) }
@@ -411,6 +461,8 @@ mod tests {
             "environment.A B",
             "environment.1A",
             "limits.kernel.magic",
+            "volatile.foo",
+            "volatile.hwaddr",
         ] {
             assert!(check(name, "1").is_err(), "{name}");
         }
@@ -441,7 +493,9 @@ mod tests {
             ("environment.FOO", "a\nlxc.hook=1"),
             ("security.privileged", "maybe"),
             ("raw.lxc", "lxc.mount.entry = x"),
-            ("snapshots.schedule", "@daily"),
+            ("snapshots.schedule", "@sometimes"),
+            ("snapshots.expiry", "1d 2d"),
+            ("snapshots.pattern", "{{ name }}"),
             ("security.devlxd", "true"),
             ("security.secureboot", "true"),
         ] {

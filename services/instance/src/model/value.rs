@@ -209,20 +209,6 @@ pub fn mac(text: &str) -> Result<String, String> {
     Ok(text.to_ascii_lowercase())
 }
 
-/// Seconds that `1d 2H` is, in LXD's expiry text: each unit once.
-pub fn expiry(text: &str) -> Result<(), String> {
-    let mut seen = Vec::new();
-    for part in text.split_ascii_whitespace() {
-        let unit = part.chars().last().filter(|c| "SMHdwmy".contains(*c));
-        let digits = &part[..part.len() - part.chars().last().map_or(0, char::len_utf8)];
-        match unit {
-            Some(unit) if digits.parse::<u32>().is_ok() && !seen.contains(&unit) => seen.push(unit),
-            _ => return Err(format!("Invalid expiry expression: {text}")),
-        }
-    }
-    Ok(())
-}
-
 /// Refuses what could break a line-based file or a C string made from the value.
 pub fn single_line(text: &str) -> Result<(), String> {
     if text.chars().any(|c| matches!(c, '\n' | '\r' | '\0')) {
@@ -280,9 +266,6 @@ mod tests {
         ] {
             assert!(mac(bad).is_err(), "{bad}");
         }
-        assert!(expiry("1d 2H").is_ok());
-        assert!(expiry("1d 2d").is_err());
-        assert!(expiry("1é").is_err());
     }
 
     proptest! {
@@ -296,7 +279,7 @@ mod tests {
         #[test]
         fn parsers_never_panic(text in ".{0,40}") {
             let _ = (bytes(&text), CpuLimit::parse(&text), Allowance::parse(&text));
-            let _ = (rlimit(&text), mac(&text), expiry(&text), MemoryLimit::parse(&text));
+            let _ = (rlimit(&text), mac(&text), MemoryLimit::parse(&text));
         }
 
         #[test]

@@ -159,7 +159,8 @@ impl Links {
             .await;
         let message = match found {
             Ok(message) => message,
-            Err(e) if errno(&e) == Some(libc::ENODEV) => None,
+            // The kernel also tells what can be the name of no link.
+            Err(e) if matches!(errno(&e), Some(libc::ENODEV | libc::ERANGE | libc::EINVAL)) => None,
             Err(e) => return Err(failed(format!("look for link {name}"))(e)),
         };
         let Some(message) = message else {

@@ -173,21 +173,43 @@ pub async fn list_volumes(
     Ok((views.collect(), next))
 }
 
-/// Snapshots of a volume, oldest first.
+/// Snapshots of a volume, oldest first. `-` for a part of its name means all of them.
 pub async fn list_snapshots(app: &App, name: &names::Volume) -> Result<Vec<SnapshotView>, Error> {
-    let pool = app.pool(&name.pool)?;
-    let volume = app.volume(&pool, &key(name)).await?;
-    let rows = SnapshotRow::of(&mut app.store.read(), &volume.uid)
+    let parts = [&name.project, &name.pool, &name.collection, &name.volume];
+    if !parts.iter().any(|part| *part == "-") {
+        let pool = app.pool(&name.pool)?;
+        let volume = app.volume(&pool, &key(name)).await?;
+        let rows = SnapshotRow::of(&mut app.store.read(), &volume.uid)
+            .await
+            .map_err(failed)?;
+        return Ok(views(rows, &volume, &pool));
+    }
+    let within = Within {
+        project: name.project.clone(),
+        pool: name.pool.clone(),
+        collection: name.collection.clone(),
+    };
+    let mut snapshots = SnapshotRow::by_volume(&mut app.store.read())
         .await
         .map_err(failed)?;
-    Ok(rows
-        .into_iter()
+    let mut found = Vec::new();
+    for (volume, pool, _) in rows(app, &within).await? {
+        if name.volume == "-" || name.volume == volume.key.name {
+            let rows = snapshots.remove(&volume.uid).unwrap_or_default();
+            found.extend(views(rows, &volume, &pool));
+        }
+    }
+    Ok(found)
+}
+
+fn views(rows: Vec<SnapshotRow>, volume: &VolumeRow, pool: &Arc<OpenPool>) -> Vec<SnapshotView> {
+    rows.into_iter()
         .map(|row| SnapshotView {
             row,
             volume: volume.clone(),
             pool: pool.clone(),
         })
-        .collect())
+        .collect()
 }
 
 /// What a volume uses.

@@ -175,6 +175,40 @@ pub async fn rename_snapshot(
     Ok(view)
 }
 
+/// Changes what a user writes of a snapshot; `None` leaves it.
+pub async fn update_snapshot(
+    app: &Arc<App>,
+    volume: &names::Volume,
+    name: &str,
+    description: Option<String>,
+    expires_at: Option<String>,
+    ask: Ask<SnapshotView>,
+) -> Result<SnapshotView, Error> {
+    let Locked {
+        pool,
+        volume,
+        _held,
+    } = lock(app, volume).await?;
+    let mut row = find(app, &volume, name).await?;
+    row.description = description.unwrap_or(row.description);
+    row.expires_at = expires_at.unwrap_or(row.expires_at);
+    let view = SnapshotView { row, volume, pool };
+    let mut tx = app.begin().await?;
+    view.row.describe(&mut tx).await.map_err(failed)?;
+    tx.emit(event(
+        "storage-volume-snapshot-updated",
+        resource(&view.pool, &view.volume, name),
+        &view.volume.key.project,
+    ))
+    .await
+    .map_err(failed)?;
+    tx.finish_request(&ask.request_id, (ask.render)(&view))
+        .await
+        .map_err(failed)?;
+    tx.commit().await.map_err(failed)?;
+    Ok(view)
+}
+
 /// Removes a snapshot.
 pub async fn delete_snapshot(
     app: &Arc<App>,

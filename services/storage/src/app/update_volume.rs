@@ -124,6 +124,13 @@ pub async fn rename_volume(
     let mut row = app.volume(&pool, &key).await?;
     row.key = new_key;
     let view = app.view(pool.clone(), row).await?;
+    // Those who use a custom volume know it by its name; an instance's own is renamed with it.
+    if key.collection == "custom" && !view.holds.is_empty() {
+        return Err(Error::held(
+            format!("Storage volume {:?}", key.name),
+            view.holds.into_iter().map(|hold| hold.holder).collect(),
+        ));
+    }
     let mut tx = app.begin().await?;
     view.row
         .update(&mut tx)

@@ -194,6 +194,15 @@ pub(super) fn volume_name(field: &str, name: &str) -> Result<names::Volume, Erro
     Ok(name)
 }
 
+/// A volume's name in which `-` stands for any.
+pub(super) fn volume_names(field: &str, name: &str) -> Result<names::Volume, Error> {
+    let name = names::Volume::parse(field, name)?;
+    if name.collection != "-" {
+        collection(field, &name.collection)?;
+    }
+    Ok(name)
+}
+
 /// A snapshot's name out of a request: its volume and its own.
 pub(super) fn snapshot_name(field: &str, name: &str) -> Result<(names::Volume, String), Error> {
     let name = names::VolumeSnapshot::parse(field, name)?;

@@ -242,11 +242,46 @@ impl VolumeService for Storage {
         &self,
         request: Request<proto::ListSnapshotsRequest>,
     ) -> Answer<proto::ListSnapshotsResponse> {
-        let volume = convert::volume_name("parent", &request.get_ref().parent)?;
+        let volume = convert::volume_names("parent", &request.get_ref().parent)?;
         let views = read::list_snapshots(&self.app, &volume).await?;
         Ok(Response::new(proto::ListSnapshotsResponse {
             snapshots: views.iter().map(convert::snapshot).collect(),
         }))
+    }
+
+    async fn update_snapshot(
+        &self,
+        request: Request<proto::UpdateSnapshotRequest>,
+    ) -> Answer<proto::Snapshot> {
+        let request = request.into_inner();
+        let given = request.snapshot.unwrap_or_default();
+        let (volume, name) = convert::snapshot_name("snapshot.name", &given.name)?;
+        let expires_at = convert::time("snapshot.expire_time", &given.expire_time)?;
+        let mask = Mask::from_proto(request.update_mask.as_ref());
+        if let Mask::Paths(paths) = &mask
+            && let Some(other) = paths
+                .iter()
+                .find(|p| !matches!(p.as_str(), "description" | "expire_time"))
+        {
+            let why = format!("only description and expire_time change, not {other:?}");
+            return Err(Error::invalid("update_mask", why).into());
+        }
+        let description = mask.has("description").then_some(given.description);
+        let expires_at = mask.has("expire_time").then_some(expires_at);
+        let ask = Ask {
+            request_id: request.request_id.clone(),
+            render: convert::snapshot_bytes,
+        };
+        let app = self.app.clone();
+        let work = async move {
+            let view =
+                snapshots::update_snapshot(&app, &volume, &name, description, expires_at, ask)
+                    .await?;
+            Ok(convert::snapshot(&view))
+        };
+        Ok(Response::new(
+            self.requests.run(&request.request_id, work).await?,
+        ))
     }
 
     async fn rename_snapshot(

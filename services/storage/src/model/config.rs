@@ -19,6 +19,8 @@ enum Kind {
     Expiry,
     /// Five fields of cron, or `@hourly` and its like; several joined by `, `.
     Schedule,
+    /// Text with one `%d`, or a time.
+    Pattern,
     /// Filesystem options joined by commas.
     MountOptions,
     /// Known to LXD, not done by this build: only empty is accepted.
@@ -45,7 +47,7 @@ const POOL_BTRFS: &[(&str, Kind)] = &[
 const VOLUME: &[(&str, Kind)] = &[
     ("size", Kind::Size),
     ("snapshots.expiry", Kind::Expiry),
-    ("snapshots.pattern", Kind::Text),
+    ("snapshots.pattern", Kind::Pattern),
     ("snapshots.schedule", Kind::Schedule),
 ];
 
@@ -97,6 +99,9 @@ fn check_value(key: &str, kind: Kind, value: &str) -> Result<(), Error> {
         Kind::Size if size::parse(value).is_none() => bad("it is not a size such as 10GiB"),
         Kind::Expiry if !is_expiry(value) => bad("it is not an expiry such as 1w 2d"),
         Kind::Schedule if !is_schedule(value) => bad("it is not a schedule such as @daily"),
+        Kind::Pattern if berth_schedule::check_pattern(value).is_err() => {
+            bad("it is not a pattern such as snap%d")
+        }
         Kind::MountOptions if mount_options(value).is_err() => {
             bad("device, subvolume and propagation options are not the pool's to give")
         }
@@ -108,40 +113,17 @@ fn check_value(key: &str, kind: Kind, value: &str) -> Result<(), Error> {
         | Kind::Text
         | Kind::Expiry
         | Kind::Schedule
+        | Kind::Pattern
         | Kind::MountOptions => Ok(()),
     }
 }
 
 fn is_expiry(value: &str) -> bool {
-    let mut seen = Vec::new();
-    value.split_whitespace().all(|part| {
-        let Some((number, unit)) = part.split_at_checked(part.len().saturating_sub(1)) else {
-            return false;
-        };
-        let fresh = !seen.contains(&unit);
-        seen.push(unit);
-        fresh
-            && matches!(unit, "S" | "M" | "H" | "d" | "w" | "m" | "y")
-            && number.parse::<u32>().is_ok()
-    })
+    berth_schedule::after(value, chrono::DateTime::UNIX_EPOCH).is_ok()
 }
 
 fn is_schedule(value: &str) -> bool {
-    const NAMES: [&str; 6] = [
-        "@hourly",
-        "@daily",
-        "@midnight",
-        "@weekly",
-        "@monthly",
-        "@annually",
-    ];
-    value.to_ascii_lowercase().split(", ").all(|one| {
-        NAMES.contains(&one) || one == "@yearly" || {
-            let cron = |c: char| c.is_ascii_alphanumeric() || matches!(c, '*' | '/' | ',' | '-');
-            one.split_whitespace().count() == 5
-                && one.chars().all(|c| cron(c) || c.is_ascii_whitespace())
-        }
-    })
+    berth_schedule::Schedule::parse(value).is_ok()
 }
 
 /// Filesystem options of `btrfs.mount_options`.

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use berth_store::{Fetch, Row, StoreError, Tx, args};
 
 use super::{config, config_text};
@@ -53,6 +55,21 @@ impl SnapshotRow {
         .collect()
     }
 
+    /// Snapshots of all volumes by volume, oldest first.
+    pub async fn by_volume(db: &mut impl Fetch) -> Result<HashMap<String, Vec<Self>>, StoreError> {
+        let rows = db
+            .fetch_all("SELECT * FROM snapshots ORDER BY created_at, uid", args![])
+            .await?;
+        let mut all: HashMap<String, Vec<Self>> = HashMap::new();
+        for row in &rows {
+            let snapshot = Self::read(row)?;
+            all.entry(snapshot.volume.clone())
+                .or_default()
+                .push(snapshot);
+        }
+        Ok(all)
+    }
+
     /// One by name.
     pub async fn find(
         db: &mut impl Fetch,
@@ -106,6 +123,20 @@ impl SnapshotRow {
             .execute(
                 "UPDATE snapshots SET name = $2 WHERE uid = $1",
                 args![uid, name],
+            )
+            .await?;
+        if rows == 0 {
+            return Err(StoreError::NoRow);
+        }
+        Ok(())
+    }
+
+    /// Writes what may change beside the name.
+    pub async fn describe(&self, tx: &mut Tx) -> Result<(), StoreError> {
+        let rows = tx
+            .execute(
+                "UPDATE snapshots SET description = $2, expires_at = $3 WHERE uid = $1",
+                args![&self.uid, &self.description, &self.expires_at],
             )
             .await?;
         if rows == 0 {

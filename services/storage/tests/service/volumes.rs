@@ -58,11 +58,64 @@ async fn snapshots_restore_rename_copy() {
             .expect("renamed")
             .into_inner();
         assert_eq!(renamed.uid, snapshot.uid);
+        let request = UpdateSnapshotRequest {
+            snapshot: Some(Snapshot {
+                name: renamed.name.clone(),
+                description: "kept".into(),
+                expire_time: "2030-01-01T00:00:00Z".into(),
+                ..Snapshot::default()
+            }),
+            ..UpdateSnapshotRequest::default()
+        };
+        s.volumes.update_snapshot(request).await.expect("described");
+        let everywhere = [
+            "projects/-/storagePools/-/-/-",
+            "projects/default/storagePools/-/custom/-",
+            volume.name.as_str(),
+        ];
+        for parent in everywhere {
+            let list = ListSnapshotsRequest {
+                parent: parent.into(),
+            };
+            let listed = s.volumes.list_snapshots(list).await.expect("listed");
+            let listed = listed.into_inner().snapshots;
+            assert_eq!(listed.len(), 1, "{parent}");
+            assert_eq!(listed[0].name, renamed.name, "{parent}");
+            assert_eq!(listed[0].description, "kept");
+            assert_eq!(listed[0].expire_time, "2030-01-01T00:00:00Z");
+        }
+        let elsewhere = ListSnapshotsRequest {
+            parent: "projects/default/storagePools/-/containers/-".into(),
+        };
+        let listed = s.volumes.list_snapshots(elsewhere).await.expect("listed");
+        assert!(listed.into_inner().snapshots.is_empty());
+
         let request = RenameVolumeRequest {
             name: volume.name.clone(),
             new_volume_id: "archive".into(),
             ..RenameVolumeRequest::default()
         };
+        // Whoever uses it knows it by its name.
+        let holder = "projects/default/instances/user";
+        let hold = HoldVolumeRequest {
+            name: volume.name.clone(),
+            hold: Some(berth_proto::types::Hold {
+                holder: holder.into(),
+                authority: "test".into(),
+                ..Default::default()
+            }),
+        };
+        s.volumes.hold_volume(hold).await.expect("held");
+        let held = s.volumes.rename_volume(request.clone()).await;
+        assert_eq!(
+            held.expect_err("in use").code(),
+            tonic::Code::FailedPrecondition
+        );
+        let release = ReleaseVolumeRequest {
+            name: volume.name.clone(),
+            holder: holder.into(),
+        };
+        s.volumes.release_volume(release).await.expect("released");
         let moved = s
             .volumes
             .rename_volume(request)

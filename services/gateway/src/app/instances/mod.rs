@@ -1,6 +1,7 @@
 //! Instances: what REST and gRPC do with them. Changes begin a saga and give its operation.
 
 mod names;
+mod size;
 
 use std::collections::HashMap;
 
@@ -15,6 +16,7 @@ use berth_proto::storage::BatchGetUsageRequest;
 use berth_rpc::{Code, Error};
 
 pub use names::{random_name, validate_name};
+pub use size::limits as size_limits;
 
 use crate::Gateway;
 use crate::app::operations::About;
@@ -162,11 +164,6 @@ async fn copied(app: &Gateway, of: &str, without_snapshots: bool) -> Result<Cont
     let instance = get(app, instance_name, InstanceView::Basic)
         .await
         .map_err(|error| source_error(error, instance_name))?;
-    if snapshot.is_none() && instance.snapshot_count > 0 && !without_snapshots {
-        return Err(Error::unimplemented(
-            "Copying an instance together with its snapshots (copy the instance only)",
-        ));
-    }
     let (_, attachment) = devices::root(&instance)?;
     let of = match snapshot {
         None => attachment.volume.clone(),
@@ -178,7 +175,19 @@ async fn copied(app: &Gateway, of: &str, without_snapshots: bool) -> Result<Cont
             format!("{}/snapshots/{snapshot}", attachment.volume)
         }
     };
-    Ok(Contents::Copy { of })
+    let snapshots = if snapshot.is_some() || without_snapshots || instance.snapshot_count == 0 {
+        Vec::new()
+    } else {
+        let request = ListSnapshotsRequest {
+            parent: instance_name.to_owned(),
+        };
+        let list = app.owners.snapshots().list_snapshots(request).await?;
+        let names = list.into_inner().snapshots.into_iter();
+        names
+            .map(|s| s.name.rsplit('/').next().unwrap_or_default().to_owned())
+            .collect()
+    };
+    Ok(Contents::Copy { of, snapshots })
 }
 
 fn source_error(error: Error, name: &str) -> Error {
@@ -420,6 +429,15 @@ fn about_snapshot(words: &str, instance: &str, request_id: &str) -> Result<About
         .requested_as(request_id))
 }
 
+/// Until when a new snapshot of an instance is kept, by the instance's own rule.
+///
+/// # Errors
+/// When the rule is none.
+pub fn snapshot_expiry(instance: &Instance) -> Result<String, Error> {
+    let rule = instance.expanded_config.get("snapshots.expiry");
+    crate::app::time::expiry(rule).map_err(|why| Error::invalid("config.snapshots.expiry", why))
+}
+
 /// Begins a snapshot. An empty name is the next that the instance's pattern gives.
 ///
 /// # Errors
@@ -452,13 +470,13 @@ async fn next_snapshot_name(app: &Gateway, instance: &str) -> Result<String, Err
         .expanded_config
         .get("snapshots.pattern")
         .map_or("snap%d", String::as_str);
-    let taken: Vec<String> = list?
-        .into_inner()
-        .snapshots
-        .into_iter()
-        .map(|s| s.name.rsplit('/').next().unwrap_or_default().to_owned())
+    let present = list?.into_inner().snapshots;
+    let taken: Vec<&str> = present
+        .iter()
+        .map(|s| s.name.rsplit('/').next().unwrap_or_default())
         .collect();
-    names::next_snapshot_name(pattern, &taken)
+    berth_schedule::fill_pattern(pattern, chrono::Local::now(), &taken)
+        .map_err(|why| Error::invalid("config.snapshots.pattern", why))
 }
 
 /// Begins a restore.

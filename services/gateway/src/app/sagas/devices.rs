@@ -41,6 +41,9 @@ pub enum Contents {
     Copy {
         /// The source.
         of: String,
+        /// Snapshots of an instance that come along, by name.
+        #[serde(default)]
+        snapshots: Vec<String>,
     },
 }
 
@@ -121,7 +124,11 @@ async fn make_volume(
                 fingerprint: fingerprint.clone(),
                 blobs: blobs.iter().map(|b| b.0.clone()).collect(),
             }),
-            Contents::Copy { of } => Source::CopyOf(of.clone()),
+            Contents::Copy { of, .. } => Source::CopyOf(of.clone()),
+        };
+        let snapshots = match contents {
+            Contents::Copy { snapshots, .. } => snapshots.len(),
+            Contents::Empty | Contents::Image { .. } => 0,
         };
         let request = storage::CreateVolumeRequest {
             parent: names.pool(&needed.pool),
@@ -135,11 +142,12 @@ async fn make_volume(
             source: Some(source),
             request_id: ctx.request_id_for(&needed.device),
             hold: Some(hold(names.holder())),
+            with_snapshots: snapshots > 0,
             ..Default::default()
         };
         let mut create = async |request| answer(volumes.create_volume(request).await);
         let made = noted(ctx, &key, create(request.clone())).await;
-        match (made, contents) {
+        let volume = match (made, contents) {
             (Err(error), Contents::Image { fingerprint, blobs })
                 if error.reason == carry::BLOB_ELSEWHERE =>
             {
@@ -147,7 +155,14 @@ async fn make_volume(
                 noted(ctx, &key, create(request)).await?
             }
             (made, _) => made?,
+        };
+        if usize::try_from(volume.snapshot_count) != Ok(snapshots) {
+            return Err(Error::aborted(
+                "SNAPSHOTS_CHANGED",
+                "The source's snapshots changed while it was being copied",
+            ));
         }
+        volume
     } else {
         let request = storage::HoldVolumeRequest {
             name: volume_name(names, plan, needed),

@@ -22,6 +22,9 @@ use crate::sys::poll::IN;
 /// After a program's end its terminal may still be held open by what it left behind, and the kernel moves
 /// the last bytes through it by a worker: this long it is listened to.
 const PTY_DRAIN: Duration = Duration::from_millis(50);
+/// After a program's end its pipes are listened to until nobody holds them any more, since what it left
+/// behind (a `tee`, say) may still have something to write; but a daemon that keeps them does not hold the exec.
+const PIPE_DRAIN: Duration = Duration::from_secs(5);
 const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
 pub(super) struct Exec {
@@ -50,10 +53,12 @@ enum Phase {
 impl Exec {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let ended = self.ended_at?;
-        if self.is_pty && self.outputs[0].fd.is_some() && self.outputs[0].ring.room() > 0 {
-            return Some(ended + PTY_DRAIN);
-        }
-        Some(ended + Duration::from_secs(EXEC_LINGER_SECONDS))
+        let listening = |o: &Output| o.fd.is_some() && o.ring.room() > 0;
+        Some(match self.outputs.iter().any(listening) {
+            true if self.is_pty => ended + PTY_DRAIN,
+            true => ended + PIPE_DRAIN,
+            false => ended + Duration::from_secs(EXEC_LINGER_SECONDS),
+        })
     }
 
     fn finished(&self) -> bool {
@@ -273,8 +278,7 @@ impl Monitor {
         let poller = &self.poller;
         let found = self.execs.iter_mut().find(|(_, e)| e.serial == serial);
         let Some((id, exec)) = found else { return };
-        let exited = exec.status.is_some() && !exec.is_pty;
-        exec.outputs[stream].fill(poller, exited);
+        exec.outputs[stream].fill(poller, false);
         let id = id.clone();
         self.send_output(&id);
     }
@@ -315,9 +319,8 @@ impl Monitor {
         };
         exec.status = Some(sys::exit_status(raw));
         exec.ended_at = Some(Instant::now());
-        let is_pty = exec.is_pty;
         for output in &mut exec.outputs {
-            output.fill(poller, !is_pty);
+            output.fill(poller, false);
         }
         exec.stdin.close(poller);
         exec.stdin.drain(poller);
@@ -453,11 +456,10 @@ impl Monitor {
             .execs
             .get_mut(id)
             .ok_or_else(|| not_found("exec", id))?;
-        let exited = exec.status.is_some() && !exec.is_pty;
         for (output, offset) in exec.outputs.iter_mut().zip(offsets) {
             // What was not sent cannot have been taken.
             output.ring.release(offset.min(output.sent));
-            output.fill(&self.poller, exited);
+            output.fill(&self.poller, false);
         }
         self.send_output(id);
         Ok(Reply::Done)
@@ -561,8 +563,10 @@ impl Monitor {
             let Some(exec) = self.execs.get_mut(&id) else {
                 continue;
             };
-            if exec.is_pty && exec.outputs[0].fd.is_some() {
-                exec.outputs[0].fill(poller, true);
+            if exec.outputs.iter().any(|output| output.fd.is_some()) {
+                for output in &mut exec.outputs {
+                    output.fill(poller, true);
+                }
                 self.send_output(&id);
             } else {
                 self.execs.remove(&id);

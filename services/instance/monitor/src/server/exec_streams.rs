@@ -38,8 +38,8 @@ impl Output {
         }
     }
 
-    /// Reads while there is data and room. `exited`: the program has ended, so "nothing now" is "nothing more".
-    pub(super) fn fill(&mut self, poller: &Poller, exited: bool) {
+    /// Reads while there is data and room. `over`: "nothing now" is "nothing more".
+    pub(super) fn fill(&mut self, poller: &Poller, over: bool) {
         let mut buffer = [0; 64 << 10];
         while let Some(fd) = &mut self.fd {
             let room = self.ring.room().min(buffer.len());
@@ -55,7 +55,7 @@ impl Output {
                 Ok(n) => {
                     self.ring.push(&buffer[..n]);
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !exited => {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !over => {
                     if fd.watch(poller, IN).is_err() {
                         self.close(poller);
                     }

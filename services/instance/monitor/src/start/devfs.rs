@@ -108,11 +108,9 @@ pub(crate) fn open_pty(devpts: &OwnedFd) -> std::io::Result<(OwnedFd, OwnedFd)> 
     Ok((master, slave))
 }
 
-/// The console as stdin, stdout, stderr and controlling terminal.
+/// The console as stdin, stdout and stderr, but not as the controlling terminal: an interrupt typed there
+/// would go to init, which takes it for ctrl-alt-del and reboots, and a shell on it could not have it.
 pub(super) fn take_console(console: &Console) -> Result<()> {
-    // SAFETY: plain integers.
-    sys::check(unsafe { libc::ioctl(console.slave.as_raw_fd(), libc::TIOCSCTTY, 0) })
-        .at("console", "TIOCSCTTY")?;
     for fd in 0..3 {
         sys::dup2(console.slave.as_raw_fd(), fd).at("console", "taking stdio")?;
     }

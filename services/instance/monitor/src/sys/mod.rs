@@ -392,12 +392,19 @@ pub(crate) fn seccomp(program: &[u8]) -> io::Result<()> {
 
 /// Default disposition for every signal, nothing blocked: Rust ignores SIGPIPE and that would survive execve.
 pub(crate) fn reset_signals() -> io::Result<()> {
-    // SAFETY: sigaction and sigset values of all zeroes are valid (SIG_DFL, empty set).
+    // The kernel's struct sigaction is at most this long; all zeroes are SIG_DFL and an empty mask.
+    let default = [0_u64; 4];
+    // SAFETY: the structures live through the calls, and a sigset of all zeroes is valid.
     unsafe {
-        let default: libc::sigaction = std::mem::zeroed();
         for signal in 1..=libc::SIGRTMAX() {
-            // glibc keeps 32 and 33 for itself and refuses; SIGKILL and SIGSTOP cannot be set at all.
-            libc::sigaction(signal, &default, std::ptr::null_mut());
+            // Past glibc, which keeps 32 and 33 for itself and refuses; SIGKILL and SIGSTOP cannot be set at all.
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                8_usize,
+            );
         }
         let mut empty: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut empty);

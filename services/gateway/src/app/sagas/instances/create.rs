@@ -134,9 +134,9 @@ async fn commit(ctx: Context) -> Result<(), Error> {
     let Wire(plan) = ctx.require::<Wire<InstancePlan>>("plan")?;
     let attachments: HashMap<String, Wire<Attachment>> = ctx.require("attachments")?;
     let ports: HashMap<String, Wire<Port>> = ctx.require("ports")?;
-    let trigger = match params.contents {
-        Contents::Copy { .. } => "copy",
-        Contents::Empty | Contents::Image { .. } => "create",
+    let (trigger, snapshots) = match &params.contents {
+        Contents::Copy { snapshots, .. } => ("copy", snapshots.clone()),
+        Contents::Empty | Contents::Image { .. } => ("create", Vec::new()),
     };
     let mut request = CreateInstanceRequest {
         parent: params.plan.0.parent.clone(),
@@ -147,6 +147,11 @@ async fn commit(ctx: Context) -> Result<(), Error> {
         ports: devices::plain(ports),
         request_id: ctx.request_id(),
         template_trigger: trigger.to_owned(),
+        copy_snapshots_of: match snapshots.is_empty() {
+            true => String::new(),
+            false => params.plan.0.copy_of.clone(),
+        },
+        copy_snapshots: snapshots,
     };
     for attempt in 0..REPLANS {
         let create = async {

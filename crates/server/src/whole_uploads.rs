@@ -14,10 +14,20 @@ use tonic::server::NamedService;
 
 /// Set when the request's body failed before its end.
 #[derive(Debug, Clone, Default)]
-pub(super) struct BrokenOff(Arc<AtomicBool>);
+pub struct BrokenOff(Arc<AtomicBool>);
 
 impl BrokenOff {
-    pub(super) fn is_set(&self) -> bool {
+    /// The mark of a request that a [`WholeUploads`] let through.
+    ///
+    /// # Errors
+    /// When the service was added without one.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<Self, tonic::Status> {
+        let mark = request.extensions().get::<Self>().cloned();
+        mark.ok_or_else(|| tonic::Status::internal("the upload's body is not watched"))
+    }
+
+    /// Whether it broke off. It is known once the stream has ended.
+    pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -29,7 +39,8 @@ pub struct WholeUploads<S> {
 }
 
 impl<S> WholeUploads<S> {
-    pub(super) fn new(inner: S) -> Self {
+    /// Watches the bodies of a service's requests.
+    pub fn new(inner: S) -> Self {
         Self { inner }
     }
 }
@@ -83,5 +94,35 @@ impl http_body::Body for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, StreamBody};
+    use tower::Service as _;
+
+    /// Reads a body of these frames to its end, as a handler would, and gives the mark.
+    async fn read(frames: Vec<Result<Frame<Bytes>, tonic::Status>>) -> bool {
+        let mut service =
+            WholeUploads::new(tower::service_fn(|request: http::Request<Body>| async {
+                let mark = request.extensions().get::<BrokenOff>().cloned().unwrap();
+                let mut body = request.into_body();
+                while let Some(Ok(_)) = body.frame().await {}
+                Ok::<_, std::convert::Infallible>(mark.is_set())
+            }));
+        let body = Body::new(StreamBody::new(futures::stream::iter(frames)));
+        service.call(http::Request::new(body)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_not_an_end() {
+        let data = || Ok(Frame::data(Bytes::from_static(b"half")));
+        assert!(!read(vec![data(), data()]).await);
+        assert!(read(vec![data(), Err(tonic::Status::cancelled("reset"))]).await);
     }
 }
