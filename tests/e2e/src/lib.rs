@@ -12,12 +12,14 @@
 
 pub mod inventory;
 pub mod lxc;
+pub mod machine;
 pub mod python;
 pub mod rest;
 pub mod server;
 pub mod wait;
 
 pub use lxc::Lxc;
+pub use machine::Machine;
 pub use rest::Rest;
 pub use server::Server;
 pub use xtask::image::Kind as Image;
