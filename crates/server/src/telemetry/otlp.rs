@@ -181,8 +181,8 @@ impl Variables {
         }
         let gzip = match self.exporter(signal, "COMPRESSION") {
             None => false,
-            Some((_, none)) if none == "none" => false,
-            Some((_, gzip)) if gzip == "gzip" => true,
+            Some((_, "none")) => false,
+            Some((_, "gzip")) => true,
             Some((name, other)) => {
                 return Err(bad(&name, format!("{other:?} is neither gzip nor none")));
             }

@@ -17,7 +17,7 @@ static RESTARTS: LazyLock<Counters> = LazyLock::new(|| {
         "berth_dhcp_leases",
         "Leases that a network's dnsmasq has given",
         None,
-        || each(|one| leases(one)),
+        || each(leases),
     );
     Counters::register(
         "berth_dnsmasq_restarts",
