@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::deb;
 use crate::bed;
+use crate::deb;
 use crate::image::{self, Kind};
 use crate::packages;
 use crate::postgres::Postgres;

@@ -82,7 +82,7 @@ async fn small_body(request: Request, next: Next) -> Response {
         .headers()
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if !length.is_some_and(|length| length <= SMALL_BODY) {
+    if length.is_none_or(|length| length > SMALL_BODY) {
         return next.run(request).await;
     }
     let (parts, body) = request.into_parts();

@@ -398,8 +398,8 @@ const VOLATILE_DEVICE: [&str; 14] = [
 ];
 
 fn is_volatile(suffix: &str) -> bool {
-    let of_device = |end: &&str| suffix.len() > end.len() && suffix.ends_with(*end);
-    VOLATILE.contains(&suffix) || VOLATILE_DEVICE.iter().any(|end| of_device(&end))
+    let of_device = |end: &str| suffix.len() > end.len() && suffix.ends_with(end);
+    VOLATILE.contains(&suffix) || VOLATILE_DEVICE.iter().any(|end| of_device(end))
 }
 
 /// What comes after a prefix has rules of its own where it becomes a name elsewhere.

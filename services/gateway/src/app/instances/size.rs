@@ -26,7 +26,8 @@ pub fn limits(size: &str) -> Result<BTreeMap<&'static str, String>, Error> {
         };
         let plain = number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         let value: f64 = number.parse().map_err(|_| unknown())?;
-        if !plain || !(value > 0.0 && value <= 100_000.0) || slot.replace(value).is_some() {
+        let sensible = value > 0.0 && value <= 100_000.0;
+        if !plain || !sensible || slot.replace(value).is_some() {
             return Err(unknown());
         }
     }

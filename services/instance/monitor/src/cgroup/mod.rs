@@ -8,8 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::error::{AtStage, Fault, FaultCode, Result};
 use crate::MONITORS;
+use crate::error::{AtStage, Fault, FaultCode, Result};
 use crate::spec::{CgroupSpec, Limits};
 use crate::sys;
 
@@ -72,12 +72,7 @@ impl MonitorGroups {
         Ok(groups)
     }
 
-    fn add(
-        &mut self,
-        found: &hierarchy::Hierarchy,
-        parent: &str,
-        above: Above,
-    ) -> io::Result<()> {
+    fn add(&mut self, found: &hierarchy::Hierarchy, parent: &str, above: Above) -> io::Result<()> {
         let parent = open_parent(found, parent, above)?;
         let dir = make_leaf(&parent, MONITORS)?;
         if found.kind == Kind::V2 {
@@ -325,11 +320,7 @@ impl CgroupSpec {
 }
 
 /// Opens the directory that guests' and monitors' directories are in, made when missing.
-fn open_parent(
-    found: &hierarchy::Hierarchy,
-    parent: &str,
-    above: Above,
-) -> io::Result<OwnedFd> {
+fn open_parent(found: &hierarchy::Hierarchy, parent: &str, above: Above) -> io::Result<OwnedFd> {
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
     let mut at = sys::open(&found.mount, directory)?;
     for component in parent.split('/') {
