@@ -24,7 +24,7 @@ use crate::sys::poll::IN;
 const PTY_DRAIN: Duration = Duration::from_millis(50);
 /// After a program's end its pipes are listened to until nobody holds them any more, since what it left
 /// behind (a `tee`, say) may still have something to write; but a daemon that keeps them does not hold the exec.
-const PIPE_DRAIN: Duration = Duration::from_secs(5);
+const PIPE_DRAIN: Duration = Duration::from_secs(3);
 const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
 pub(super) struct Exec {
