@@ -29,7 +29,7 @@ case "${1-}" in
 observability)
     # rotel is an OpenTelemetry collector, Phoenix shows traces. pip of this machine fetches them for
     # Debian 12's Python; the new system's own installs them.
-    packages=ca-certificates,prometheus,python3-venv
+    packages=ca-certificates,libpython3.11,prometheus,python3-venv
     hook='
         python3 -m pip download --quiet --dest "$1/wheels" --only-binary=:all: --python-version 3.11 rotel arize-phoenix
         chroot "$1" python3 -m venv /opt/observability
