@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::bed;
 use crate::deb;
 use crate::image::{self, Kind};
 use crate::packages;
@@ -61,6 +62,28 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if counted.passed == 0 {
         bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// All scenarios of Berth from its packages, each in a machine of its own.
+pub fn systemd(filter: Option<&str>) -> Result<()> {
+    packages::install(packages::RUN)?;
+    packages::install(packages::TEST)?;
+    let binaries = paths::build_workspace()?;
+    image::cached(Kind::Debian, &paths::cache())?;
+    bed::build(bed::Image::Plain)?;
+    let mut command = Command::new(cargo_binary());
+    command
+        .current_dir(paths::workspace())
+        .env("BERTH_BIN_DIR", binaries)
+        .env("BERTH_CACHE", paths::cache())
+        .args(["test", "--package", "berth-e2e", "--test", "systemd"])
+        .args(["--", "--include-ignored", "--test-threads", "1"])
+        .args(filter);
+    let status = command.status().context("cargo")?;
+    if !status.success() {
+        bail!("cargo test: {status}");
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
-use super::{Accel, Bed, Image, Options};
+use super::{Accel, Bed, Image, Options, suites};
 use crate::sandbox::paths;
 
 /// What to do with a bed.
@@ -69,6 +69,14 @@ pub enum Task {
         #[command(flatten)]
         name: Name,
     },
+    /// Run the services' own tests in a bed, or what takes too long for `cargo xtask test`.
+    Test {
+        what: Tests,
+        /// Only test programs, or scenarios, whose name has this.
+        filter: Option<String>,
+        #[arg(long, value_enum, default_value = "auto")]
+        accel: Accel,
+    },
     /// Boot a bed, run a command in it, end it.
     Exec {
         #[command(flatten)]
@@ -76,6 +84,15 @@ pub enum Task {
         #[command(flatten)]
         job: Job,
     },
+}
+
+/// Which tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Tests {
+    /// Of the services that touch the kernel, on cgroup v2 with AppArmor.
+    Suites,
+    /// Berth from its packages, under systemd.
+    Systemd,
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +185,20 @@ pub fn run(task: Task) -> Result<()> {
             print!("{}", bed.journal()?);
         }
         Task::Down { name } => name.bed()?.down()?,
+        Task::Test {
+            what,
+            filter,
+            accel,
+        } => {
+            let options = Options {
+                accel,
+                ..Options::default()
+            };
+            match what {
+                Tests::Suites => suites::run(&options, filter.as_deref())?,
+                Tests::Systemd => crate::test::systemd(filter.as_deref())?,
+            }
+        }
         Task::Exec { machine, job } => {
             let bed = Bed::boot(&machine.into())?;
             let code = job.run(&bed);

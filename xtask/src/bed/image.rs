@@ -131,9 +131,13 @@ pub(super) fn cached(
     let recipe = [SUITE, &include, &repository, HOOK, SIZE, recipe].map(str::as_bytes);
     let cache = paths::cache();
     let directory = cache.join(format!("bed-{image}-{}", short_digest(&recipe)));
+    if let Ok(directory) = directory.canonicalize() {
+        return Ok(Built { directory });
+    }
     fs::create_dir_all(&cache)?;
     let lock = File::create(cache.join("bed.lock"))?;
     lock.lock()?;
+    // Another may have made it meanwhile.
     if !directory.exists() {
         eprintln!("mmdebstrap: the bed's {image} Debian, once, about two minutes");
         let partial = cache.join("bed.partial");

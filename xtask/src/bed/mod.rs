@@ -16,6 +16,7 @@ mod exchange;
 mod image;
 mod qemu;
 mod ssh;
+mod suites;
 
 use std::fs::{self, File};
 use std::net::TcpListener;
