@@ -37,17 +37,17 @@ UsePAM no
 END
 
 # What a machine without a network and with a life of minutes does not need. ifupdown-pre waits for
-# every device, of which eth0 is not one that comes late.
+# every device; the one that is needed is there from the initrd on.
 chroot "$root" systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer fstrim.timer \
     e2scrub_all.timer e2scrub_reap.service systemd-timesyncd.service systemd-pstore.service \
     getty@tty1.service serial-getty@ttyS0.service ifupdown-pre.service
 
-# The kernel finds its root disk with these alone. Later updates of the initrd, which packages ask
-# for, would never be booted: the machine starts with the one beside the image.
+# The kernel finds its root disk and its network with these alone. Later updates of the initrd,
+# which packages ask for, would never be booted: the machine starts with the one beside the image.
 version=$(ls "$root/lib/modules")
 printf 'MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\nRESUME=none\n' \
     >"$root/etc/initramfs-tools/conf.d/bed"
-printf 'virtio_pci\nvirtio_blk\n' >>"$root/etc/initramfs-tools/modules"
+printf 'virtio_pci\nvirtio_blk\nvirtio_net\n' >>"$root/etc/initramfs-tools/modules"
 chroot "$root" mkinitramfs -o /boot/initrd "$version"
 mv "$root/boot/initrd" "$out/initrd"
 cp "$root/boot/vmlinuz-$version" "$out/vmlinuz"
