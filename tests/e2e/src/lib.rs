@@ -13,6 +13,7 @@
 pub mod collector;
 pub mod inventory;
 pub mod lxc;
+pub mod machine;
 pub mod python;
 pub mod rest;
 pub mod server;
@@ -20,6 +21,7 @@ pub mod wait;
 
 pub use collector::Collector;
 pub use lxc::Lxc;
+pub use machine::Machine;
 pub use rest::Rest;
 pub use server::Server;
 pub use xtask::image::Kind as Image;
