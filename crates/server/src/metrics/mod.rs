@@ -1,5 +1,5 @@
 //! Metrics: one registry per process with two outputs, the OpenMetrics text at `/metrics` and OTLP.
-//! Nothing is measured twice; OTLP is made from the registry when it is sent. See docs/adr/0007.
+//! Nothing is measured twice; OTLP is made from the registry when it is sent. See docs/adr/0008.
 
 mod exporter;
 mod gauges;
