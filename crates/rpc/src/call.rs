@@ -24,6 +24,9 @@ const FOREIGN: [&str; 4] = [
     "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
 ];
 
+/// Prefix of the health service's methods.
+const HEALTH: &str = "grpc.health.v1.Health/";
+
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -284,18 +287,23 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let began = Instant::now();
         let method = method(request.uri().path());
-        let span = tracing::info_span!(
-            "call",
-            otel.name = if method == OTHER { "grpc" } else { method },
-            otel.kind = "server",
-            otel.status_code = tracing::field::Empty,
-            rpc.system.name = "grpc",
-            rpc.method = method,
-            rpc.method_original = tracing::field::Empty,
-            rpc.response.status_code = tracing::field::Empty,
-            "error.type" = tracing::field::Empty,
-            trace_id = tracing::field::Empty,
-        );
+        // Probes come every few seconds for ever: they are counted, and would drown every trace viewer.
+        let span = if method.starts_with(HEALTH) {
+            Span::none()
+        } else {
+            tracing::info_span!(
+                "call",
+                otel.name = if method == OTHER { "grpc" } else { method },
+                otel.kind = "server",
+                otel.status_code = tracing::field::Empty,
+                rpc.system.name = "grpc",
+                rpc.method = method,
+                rpc.method_original = tracing::field::Empty,
+                rpc.response.status_code = tracing::field::Empty,
+                "error.type" = tracing::field::Empty,
+                trace_id = tracing::field::Empty,
+            )
+        };
         if method == OTHER {
             span.record("rpc.method_original", request.uri().path());
         }
