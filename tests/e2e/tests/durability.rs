@@ -102,7 +102,7 @@ fn a_launch_waits_for_the_disk_at_most_eight_times_and_a_read_never() {
     // Volume, port, record, start: what each owner answered is on its disk.
     assert!((4..=8).contains(&launch.len()), "{launch:#?}");
 
-    assert_eq!(rest.output("c1", &["echo", "hello"]), "hello\n");
+    assert_eq!(rest.output("c1", &["echo", "hello"]), "hello");
     rest.get("/1.0/instances?recursion=2");
     rest.get("/1.0/instances/c1/state");
     assert_eq!(

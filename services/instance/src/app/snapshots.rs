@@ -222,6 +222,10 @@ impl App {
         record.profiles.clone_from(&snapshot.profiles);
         record.devices.clone_from(&snapshot.devices);
         let mut config = snapshot.config.clone();
+        // A snapshot that came with a copy has its source's.
+        config.retain(|key, _| {
+            !key.starts_with("volatile.idmap.") && key != "volatile.last_state.idmap"
+        });
         keep_own_keys(&before.config, &mut config)?;
         record.config = config;
         let old = self.expand(&before);

@@ -397,13 +397,27 @@ fn find(paths: &Paths, fits: impl Fn(&[String]) -> bool) -> Option<OwnedFd> {
         .collect();
     // The last argument ends in NUL as well.
     let args = args.strip_suffix(&[String::new()]).unwrap_or(&args);
-    let same_network = std::fs::read_link(proc.join("ns/net")).ok()?
-        == std::fs::read_link("/proc/thread-self/ns/net").ok()?;
-    let program = std::fs::read_link(proc.join("exe")).ok()?;
-    let is_dnsmasq = program
-        .file_name()
-        .is_some_and(|n| n.as_encoded_bytes().starts_with(b"dnsmasq"));
-    (same_network && is_dnsmasq && !args.is_empty() && fits(args)).then_some(process)
+    (is_dnsmasq_of_ours(&proc)? && !args.is_empty() && fits(args)).then_some(process)
+}
+
+/// Whether a process is a dnsmasq in this network namespace. Its links tell, to whoever may trace it; in a unit
+/// without CAP_SYS_PTRACE nobody may, but there it is in the unit's own cgroup, as only its children are.
+fn is_dnsmasq_of_ours(proc: &Path) -> Option<bool> {
+    let name = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"dnsmasq");
+    let own = Path::new("/proc/thread-self");
+    match std::fs::read_link(proc.join("ns/net")) {
+        Ok(network) => {
+            let program = std::fs::read_link(proc.join("exe")).ok()?;
+            let same_network = network == std::fs::read_link(own.join("ns/net")).ok()?;
+            Some(same_network && program.file_name().is_some_and(name))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            let cgroups = |of: &Path| std::fs::read(of.join("cgroup")).ok();
+            let comm = std::fs::read_to_string(proc.join("comm")).ok()?;
+            Some(cgroups(proc)? == cgroups(own)? && name(comm.trim_end().as_ref()))
+        }
+        Err(_) => None,
+    }
 }
 
 /// Changes the owner where it is another: idle services write nothing.

@@ -82,7 +82,7 @@ async fn snapshots_restore_rename_copy() {
             assert_eq!(listed.len(), 1, "{parent}");
             assert_eq!(listed[0].name, renamed.name, "{parent}");
             assert_eq!(listed[0].description, "kept");
-            assert_eq!(listed[0].expire_time, "2030-01-01T00:00:00Z");
+            assert_eq!(listed[0].expire_time, "2030-01-01T00:00:00.000000Z");
         }
         let elsewhere = ListSnapshotsRequest {
             parent: "projects/default/storagePools/-/containers/-".into(),
