@@ -94,10 +94,7 @@ impl MonitorGroups {
 
     /// Moves this (single-threaded) process into the v1 directories.
     pub(crate) fn join(self) -> Result<()> {
-        for tasks in &self.tasks {
-            sys::write_whole(tasks, b"0").at("cgroup", "leaving the service's group")?;
-        }
-        Ok(())
+        crate::start::child::join_tasks(&self.tasks)
     }
 }
 

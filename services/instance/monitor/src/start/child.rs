@@ -165,7 +165,7 @@ fn prepare_guest(context: ChildContext<'_>) -> Result<()> {
 /// Joins the v1 cgroups: a single-threaded task that moves itself does not wait for a grace period.
 pub(crate) fn join_tasks(tasks: &[OwnedFd]) -> Result<()> {
     for file in tasks {
-        sys::write_whole(file, b"0").at("cgroup", "joining the guest's cgroup")?;
+        sys::write_whole(file, b"0").at("cgroup", "joining a cgroup")?;
     }
     Ok(())
 }
